@@ -1,0 +1,192 @@
+//! Bodies whole or streaming, counted permits, and what is told when a *body* ends.
+//!
+//! A streaming response is not over when its head is: what lasts as long as the response (a permit, the access-log
+//! record) lives in its [`Body`] and is let go when the last byte has left or the client has.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use crate::error::Error;
+
+/// A response on its way to the client.
+pub type Response = http::Response<Body>;
+
+/// The body of a response.
+#[derive(Default)]
+pub struct Body {
+    content: Content,
+    ended: bool,
+    watch: Option<Box<dyn Watch>>,
+    permit: Option<Permit>,
+}
+
+#[derive(Default)]
+enum Content {
+    #[default]
+    Empty,
+    Whole(Bytes),
+    Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>),
+}
+
+/// Is told what of a body went out and how it ended. Dropped untold = the client left first.
+pub trait Watch: Send {
+    /// `bytes` more were handed to the connection.
+    fn data(&mut self, bytes: usize);
+    /// The body is over: whole, or broken off by an error.
+    fn end(&mut self, result: Result<(), &Error>);
+}
+
+impl Body {
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    pub fn whole(bytes: Bytes) -> Self {
+        Self::of(if bytes.is_empty() { Content::Empty } else { Content::Whole(bytes) })
+    }
+
+    pub fn stream(body: impl HttpBody<Data = Bytes, Error = Error> + Send + 'static) -> Self {
+        Self::of(if body.is_end_stream() { Content::Empty } else { Content::Stream(Box::pin(body)) })
+    }
+
+    fn of(content: Content) -> Self {
+        Self { content, ended: false, watch: None, permit: None }
+    }
+
+    /// The bytes, if this body is whole already.
+    pub fn as_whole(&self) -> Option<&Bytes> {
+        match &self.content {
+            Content::Whole(bytes) => Some(bytes),
+            Content::Empty | Content::Stream(_) => None,
+        }
+    }
+
+    /// Tells `watch` of this body from now on.
+    pub fn watched(mut self, watch: Box<dyn Watch>) -> Self {
+        self.watch = Some(watch);
+        self
+    }
+
+    /// Holds `permit` until this body ends.
+    pub fn holding(mut self, permit: Permit) -> Self {
+        self.permit = Some(permit);
+        self
+    }
+
+    /// The body is over: tell and let go.
+    fn end(&mut self, result: Result<(), &Error>) {
+        if !self.ended {
+            self.ended = true;
+            self.permit = None;
+            if let Some(mut watch) = self.watch.take() {
+                watch.end(result);
+            }
+        }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        let frame = match &mut this.content {
+            Content::Empty => None,
+            Content::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                this.content = Content::Empty;
+                Some(Ok(Frame::data(bytes)))
+            }
+            Content::Stream(stream) => match stream.as_mut().poll_frame(cx) {
+                Poll::Ready(frame) => {
+                    if stream.is_end_stream() || !matches!(frame, Some(Ok(_))) {
+                        this.content = Content::Empty;
+                    }
+                    frame
+                }
+                Poll::Pending => return Poll::Pending,
+            },
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let (Some(watch), Some(data)) = (&mut this.watch, frame.data_ref()) {
+                    watch.data(data.len());
+                }
+                if matches!(this.content, Content::Empty) {
+                    this.end(Ok(()));
+                }
+            }
+            Some(Err(error)) => this.end(Err(error)),
+            None => this.end(Ok(())),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.content, Content::Empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match &self.content {
+            Content::Empty => SizeHint::with_exact(0),
+            Content::Whole(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Content::Stream(stream) => stream.size_hint(),
+        }
+    }
+}
+
+impl Drop for Body {
+    fn drop(&mut self) {
+        // hyper does not poll a body it knows to be empty (HEAD, 204); anything else left over is the client's leaving
+        if matches!(self.content, Content::Empty) {
+            self.end(Ok(()));
+        }
+    }
+}
+
+/// How many of something are going on, with the most there may be.
+#[derive(Debug)]
+pub struct Counter {
+    now: AtomicU32,
+}
+
+impl Counter {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self { now: AtomicU32::new(0) })
+    }
+
+    /// How many there are now.
+    pub fn now(&self) -> u32 {
+        self.now.load(Ordering::Relaxed)
+    }
+
+    /// One more, unless there are `most` already.
+    pub fn take(self: &Arc<Self>, most: u32) -> Option<Permit> {
+        self.now
+            .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| (now < most).then_some(now + 1))
+            .ok()
+            .map(|_| Permit(Arc::clone(self)))
+    }
+
+    /// One more, whatever there is.
+    pub fn add(self: &Arc<Self>) -> Permit {
+        self.now.fetch_add(1, Ordering::AcqRel);
+        Permit(Arc::clone(self))
+    }
+}
+
+/// One of those a [`Counter`] counts; counted off when dropped.
+#[derive(Debug)]
+pub struct Permit(Arc<Counter>);
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::AcqRel);
+    }
+}

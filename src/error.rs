@@ -1,0 +1,294 @@
+//! Why the gateway answers in Letta's place: one flat enum, every property of an answer an exhaustive match.
+//!
+//! A response from Letta, 4xx and 5xx included, is never an [`Error`]: it passes byte for byte. `Display` is what a
+//! client may read; the cause is `source()` and goes to the log only.
+
+use std::fmt;
+use std::time::Duration;
+
+use http::StatusCode;
+
+/// The cause of an error, for the log only.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// An answer the gateway gives itself.
+#[derive(Debug)]
+pub enum Error {
+    /// The request target or method cannot be served as it stands; the text names the part and the fix.
+    BadTarget(&'static str),
+    /// Host is missing, repeated, invalid or contradicts the target (RFC 9112 §3.2).
+    BadHost(&'static str),
+    /// The message framing is refused, e.g. a transfer coding other than `chunked` (RFC 9112 §6.1).
+    BadFraming(&'static str),
+    /// A request header has a value that cannot be used; the text names it.
+    BadHeader(&'static str),
+    /// The request body broke off or was not well framed.
+    BodyBroken(Cause),
+    /// The request body is larger than `limit` bytes.
+    BodyTooLarge { limit: u64 },
+    /// The client sent nothing of its body for too long.
+    BodyTimeout,
+    /// The client went away before the answer (nobody reads this answer; the log does).
+    ClientLeft,
+    /// No route of Letta's has this path.
+    NoSuchRoute,
+    /// The path exists, the method does not; `allow` is the Allow header's value.
+    MethodNotAllowed { allow: String },
+    /// No key came with the request.
+    KeyMissing,
+    /// The key is not one of the configured ones.
+    KeyUnknown,
+    /// Two different keys came with one request.
+    KeyConflict,
+    /// The key's scopes do not cover the route.
+    ScopeMissing { needed: &'static str },
+    /// A limit of the key's plan refused the request.
+    Limited(Refusal),
+    /// No replica is configured or left to try.
+    NoUpstream,
+    /// No connection to a replica could be made; nothing of the request was sent.
+    UpstreamConnect { upstream: String, cause: Cause },
+    /// Every connection to the replica is in use and none came free in time; nothing was sent.
+    UpstreamBusy { upstream: String },
+    /// The replica broke the connection. `sent`: the request may have reached it.
+    UpstreamClosed { upstream: String, sent: bool, cause: Cause },
+    /// The replica did not answer within `after`; it may be at work on the request still.
+    UpstreamTimeout { upstream: String, after: Duration },
+    /// The gateway is going down and takes no new requests.
+    Draining,
+    /// A bound of the gateway itself is reached (`what` names it).
+    Overloaded { what: &'static str },
+    /// A bug; the cause is in the log under the request's id.
+    Internal(Cause),
+}
+
+/// What a refused limit tells the client.
+#[derive(Debug, Clone)]
+pub struct Refusal {
+    /// Which limit refused.
+    pub window: Window,
+    /// How long until a request may pass (rounded up to whole seconds in `Retry-After`).
+    pub retry_after: Duration,
+    /// The window's size in requests.
+    pub limit: u32,
+    /// What is left of it now.
+    pub remaining: u32,
+    /// How long until the window is whole again.
+    pub reset: Duration,
+}
+
+/// The limits a plan has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Window {
+    Rate,
+    InFlight,
+}
+
+impl Window {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Rate => "rate",
+            Self::InFlight => "in_flight",
+        }
+    }
+}
+
+/// Whose doing it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Side {
+    Client,
+    Policy,
+    Upstream,
+    Gateway,
+}
+
+impl Error {
+    /// Metric label, log field and `error.type` alike: a closed set, the side in front.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::BadTarget(_) => "client_bad_target",
+            Self::BadHost(_) => "client_bad_host",
+            Self::BadFraming(_) => "client_bad_framing",
+            Self::BadHeader(_) => "client_bad_header",
+            Self::BodyBroken(_) => "client_body_broken",
+            Self::BodyTooLarge { .. } => "client_body_too_large",
+            Self::BodyTimeout => "client_body_timeout",
+            Self::ClientLeft => "client_left",
+            Self::NoSuchRoute => "client_no_such_route",
+            Self::MethodNotAllowed { .. } => "client_method_not_allowed",
+            Self::KeyMissing => "policy_key_missing",
+            Self::KeyUnknown => "policy_key_unknown",
+            Self::KeyConflict => "policy_key_conflict",
+            Self::ScopeMissing { .. } => "policy_scope_missing",
+            Self::Limited(refusal) => match refusal.window {
+                Window::Rate => "policy_rate_limited",
+                Window::InFlight => "policy_in_flight_limited",
+            },
+            Self::NoUpstream => "upstream_none",
+            Self::UpstreamConnect { .. } => "upstream_connect",
+            Self::UpstreamBusy { .. } => "upstream_busy",
+            Self::UpstreamClosed { .. } => "upstream_closed",
+            Self::UpstreamTimeout { .. } => "upstream_timeout",
+            Self::Draining => "gateway_draining",
+            Self::Overloaded { .. } => "gateway_overloaded",
+            Self::Internal(_) => "gateway_internal",
+        }
+    }
+
+    /// Whose doing it is; the first word of [`Error::reason`].
+    pub fn side(&self) -> Side {
+        match self {
+            Self::BadTarget(_)
+            | Self::BadHost(_)
+            | Self::BadFraming(_)
+            | Self::BadHeader(_)
+            | Self::BodyBroken(_)
+            | Self::BodyTooLarge { .. }
+            | Self::BodyTimeout
+            | Self::ClientLeft
+            | Self::NoSuchRoute
+            | Self::MethodNotAllowed { .. } => Side::Client,
+            Self::KeyMissing
+            | Self::KeyUnknown
+            | Self::KeyConflict
+            | Self::ScopeMissing { .. }
+            | Self::Limited(_) => Side::Policy,
+            Self::NoUpstream
+            | Self::UpstreamConnect { .. }
+            | Self::UpstreamBusy { .. }
+            | Self::UpstreamClosed { .. }
+            | Self::UpstreamTimeout { .. } => Side::Upstream,
+            Self::Draining | Self::Overloaded { .. } | Self::Internal(_) => Side::Gateway,
+        }
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        match self {
+            Self::BadTarget(_) | Self::BadHost(_) | Self::BadFraming(_) | Self::BadHeader(_) | Self::BodyBroken(_) => {
+                StatusCode::BAD_REQUEST
+            }
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            // nginx's 499 has no name in RFC 9110; it is seen in the log alone
+            Self::ClientLeft => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
+            Self::NoSuchRoute => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
+            Self::KeyConflict => StatusCode::BAD_REQUEST,
+            Self::ScopeMissing { .. } => StatusCode::FORBIDDEN,
+            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::UpstreamClosed { .. } => StatusCode::BAD_GATEWAY,
+            Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::NoUpstream
+            | Self::UpstreamConnect { .. }
+            | Self::UpstreamBusy { .. }
+            | Self::Draining
+            | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
+        }
+    }
+
+    /// True if the request cannot have reached a replica, so that sending it again doubles nothing.
+    pub fn never_sent(&self) -> bool {
+        match self {
+            Self::UpstreamClosed { sent, .. } => !sent,
+            Self::UpstreamTimeout { .. } => false,
+            Self::NoUpstream | Self::UpstreamConnect { .. } | Self::UpstreamBusy { .. } => true,
+            // refused before any replica was asked, except for a body that broke on its way there
+            Self::BodyBroken(_) | Self::BodyTooLarge { .. } | Self::BodyTimeout | Self::ClientLeft => false,
+            Self::BadTarget(_)
+            | Self::BadHost(_)
+            | Self::BadFraming(_)
+            | Self::BadHeader(_)
+            | Self::NoSuchRoute
+            | Self::MethodNotAllowed { .. }
+            | Self::KeyMissing
+            | Self::KeyUnknown
+            | Self::KeyConflict
+            | Self::ScopeMissing { .. }
+            | Self::Limited(_)
+            | Self::Draining
+            | Self::Overloaded { .. } => true,
+            Self::Internal(_) => false,
+        }
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::BadTarget(what) | Self::BadHost(what) | Self::BadFraming(what) | Self::BadHeader(what) => {
+                f.write_str(what)
+            }
+            Self::BodyBroken(_) => f.write_str("the request body broke off or is not well framed"),
+            Self::BodyTooLarge { limit } => write!(f, "the request body is larger than {limit} bytes"),
+            Self::BodyTimeout => f.write_str("the request body did not arrive in time"),
+            Self::ClientLeft => f.write_str("the client closed the connection before the answer"),
+            Self::NoSuchRoute => f.write_str("Not Found: Letta has no such route"),
+            Self::MethodNotAllowed { allow } => {
+                write!(f, "Method Not Allowed: this path takes {allow}")
+            }
+            Self::KeyMissing => f.write_str("no API key: send `Authorization: Bearer <key>`"),
+            Self::KeyUnknown => f.write_str("the API key is not known to this gateway"),
+            Self::KeyConflict => f.write_str("two different API keys in one request: send one"),
+            Self::ScopeMissing { needed } => {
+                write!(f, "the API key may not use this route: it needs the scope `{needed}`")
+            }
+            Self::Limited(refusal) => match refusal.window {
+                Window::Rate => {
+                    write!(
+                        f,
+                        "too many requests: try again in {} s",
+                        crate::error::whole_seconds(refusal.retry_after)
+                    )
+                }
+                Window::InFlight => write!(
+                    f,
+                    "too many requests at once: this key may have {} in flight; wait for one to end",
+                    refusal.limit
+                ),
+            },
+            Self::NoUpstream => f.write_str("no Letta replica can take the request now"),
+            Self::UpstreamConnect { upstream, .. } => {
+                write!(f, "Letta replica {upstream} cannot be reached; the request was not sent")
+            }
+            Self::UpstreamBusy { upstream } => {
+                write!(f, "every connection to Letta replica {upstream} is in use; the request was not sent")
+            }
+            Self::UpstreamClosed { upstream, sent: false, .. } => {
+                write!(f, "Letta replica {upstream} closed the connection; the request was not sent")
+            }
+            Self::UpstreamClosed { upstream, sent: true, .. } => write!(
+                f,
+                "Letta replica {upstream} closed the connection without an answer; it may have executed the request"
+            ),
+            Self::UpstreamTimeout { upstream, after } => write!(
+                f,
+                "Letta replica {upstream} did not answer within {} s; it may be at work on the request still",
+                after.as_secs()
+            ),
+            Self::Draining => f.write_str("the gateway is shutting down"),
+            Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
+            Self::Internal(_) => f.write_str("the gateway failed; its log has the cause under this request's id"),
+        }
+    }
+}
+
+impl std::error::Error for Error {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            Self::BodyBroken(cause)
+            | Self::UpstreamConnect { cause, .. }
+            | Self::UpstreamClosed { cause, .. }
+            | Self::Internal(cause) => Some(&**cause),
+            _ => None,
+        }
+    }
+}
+
+/// Seconds for `Retry-After`: rounded up, at least 1 (a client told 0 comes back at once).
+pub fn whole_seconds(wait: Duration) -> u64 {
+    let up = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    up.max(1)
+}

@@ -1,0 +1,9 @@
+//! What is told of the gateway's work: metrics with closed labels, one access-log line a request, diagnostics.
+
+pub mod access;
+pub mod diagnostics;
+pub mod metrics;
+pub mod record;
+
+pub use metrics::Metrics;
+pub use record::Record;

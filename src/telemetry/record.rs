@@ -1,0 +1,190 @@
+//! What is known of one request, gathered on its way and told once: a count, some observations, an access-log line.
+//!
+//! A record tells its story when it is dropped, so that no way out of the pipeline (an answer, an error, a client that
+//! left, a panic) goes untold.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, Method, Version};
+use tokio::time::Instant;
+
+use super::access::AccessLog;
+use super::metrics::{CacheResult, KeyMetrics, Metrics, UpstreamMetrics};
+use crate::body::Watch;
+use crate::error::{Error, Side};
+use crate::letta::routes::Route;
+
+/// Where finished records go.
+#[derive(Clone)]
+pub struct Sink {
+    pub metrics: Arc<Metrics>,
+    pub access: AccessLog,
+}
+
+/// Who ended the exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The response went out whole.
+    Complete,
+    /// The client left first.
+    Client,
+    /// The gateway answered in Letta's place or broke off.
+    Gateway,
+    /// The replica broke off.
+    Upstream,
+}
+
+impl Ended {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::Client => "client",
+            Self::Gateway => "gateway",
+            Self::Upstream => "upstream",
+        }
+    }
+}
+
+/// The facts of one request.
+pub struct Record {
+    sink: Sink,
+    pub started: Instant,
+    pub request_id: HeaderValue,
+    pub client: IpAddr,
+    pub method: Method,
+    pub version: Version,
+    pub route: Option<&'static Route>,
+    /// The agent, conversation, run … the path names.
+    pub subject: Option<Box<str>>,
+    pub key: Option<Arc<KeyMetrics>>,
+    pub upstream: Option<Arc<UpstreamMetrics>>,
+    pub attempts: u8,
+    /// 0 until there is an answer.
+    pub status: u16,
+    pub reason: Option<&'static str>,
+    /// The chain of causes of an error, for the log.
+    pub cause: Option<String>,
+    pub cache: Option<CacheResult>,
+    /// When the last attempt's request was handed to a connection.
+    pub sent: Option<Instant>,
+    /// When the replica's response head came.
+    pub answered: Option<Instant>,
+    /// When the response head was handed to the client's connection.
+    pub responded: Option<Instant>,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    pub ended: Option<Ended>,
+    /// The `Origin` that may read the answer (CORS).
+    pub origin: Option<HeaderValue>,
+}
+
+impl Record {
+    pub fn new(sink: Sink, request_id: HeaderValue, client: IpAddr, method: Method, version: Version) -> Self {
+        sink.metrics.in_flight.inc();
+        Self {
+            sink,
+            started: Instant::now(),
+            request_id,
+            client,
+            method,
+            version,
+            route: None,
+            subject: None,
+            key: None,
+            upstream: None,
+            attempts: 0,
+            status: 0,
+            reason: None,
+            cause: None,
+            cache: None,
+            sent: None,
+            answered: None,
+            responded: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            ended: None,
+            origin: None,
+        }
+    }
+
+    /// Notes an error of the gateway's own: its reason, its chain of causes, whose doing it was.
+    pub fn failed(&mut self, error: &Error) {
+        self.reason = Some(error.reason());
+        self.sink.metrics.error(error.reason());
+        let mut cause = std::error::Error::source(error);
+        if cause.is_some() {
+            let mut chain = String::new();
+            while let Some(error) = cause {
+                if !chain.is_empty() {
+                    chain.push_str(": ");
+                }
+                chain.push_str(&error.to_string());
+                cause = error.source();
+            }
+            chain.truncate(chain.floor_char_boundary(512));
+            self.cause = Some(chain);
+        }
+        self.ended = Some(match error.side() {
+            Side::Client | Side::Policy | Side::Gateway => Ended::Gateway,
+            Side::Upstream => Ended::Upstream,
+        });
+        if matches!(error, Error::ClientLeft) {
+            self.ended = Some(Ended::Client);
+        }
+    }
+
+    /// The gateway's own share: until the request was with the replica, and from its answer until the client's.
+    /// The whole time for an answer that no replica was asked for.
+    pub fn overhead(&self) -> Option<Duration> {
+        let responded = self.responded?;
+        Some(match (self.sent, self.answered) {
+            (Some(sent), Some(answered)) => {
+                sent.saturating_duration_since(self.started) + responded.saturating_duration_since(answered)
+            }
+            (Some(sent), None) => sent.saturating_duration_since(self.started),
+            (None, _) => responded.saturating_duration_since(self.started),
+        })
+    }
+}
+
+impl Watch for Record {
+    fn data(&mut self, bytes: usize) {
+        self.response_bytes += bytes as u64;
+    }
+
+    fn end(&mut self, result: Result<(), &Error>) {
+        match result {
+            Ok(()) => {
+                self.ended.get_or_insert(Ended::Complete);
+            }
+            Err(error) => self.failed(error),
+        }
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        let metrics = &self.sink.metrics;
+        metrics.in_flight.dec();
+        self.ended.get_or_insert(Ended::Client);
+        let route = metrics.route(self.route);
+        if let Some(requests) = route.requests(self.status) {
+            requests.inc();
+        }
+        route.duration.observe(self.started.elapsed().as_secs_f64());
+        if let Some(responded) = self.responded {
+            route.time_to_first_byte.observe(responded.saturating_duration_since(self.started).as_secs_f64());
+        }
+        if let Some(overhead) = self.overhead() {
+            metrics.overhead.observe(overhead.as_secs_f64());
+        }
+        if let Some(requests) = self.key.as_ref().and_then(|key| key.requests(self.status)) {
+            requests.inc();
+        }
+        metrics.request_bytes.inc_by(self.request_bytes);
+        metrics.response_bytes.inc_by(self.response_bytes);
+        self.sink.access.write(self);
+    }
+}
