@@ -1,1 +1,163 @@
-//! (being written)
+//! The outermost step: a request's id and clock, one access-log line, one count. The only place that turns an
+//! [`Error`] into a response.
+//!
+//! Nothing that came in as a request goes unrecorded: the [`Record`] is made before anything is checked and goes out
+//! with the response's body, or is dropped with the request when the client leaves first.
+
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use hyper::body::Incoming;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::body::{Body, Response};
+use crate::error::{Error, Refusal, whole_seconds};
+use crate::listen::Peer;
+use crate::step::Handle;
+use crate::telemetry::Record;
+use crate::telemetry::record::Sink;
+
+pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
+const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
+const RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+
+/// A request id longer than this is replaced by one of the gateway's own.
+const LONGEST_REQUEST_ID: usize = 128;
+/// The official Python client takes no `Retry-After` over 60 s, the TypeScript one sleeps through any.
+const LONGEST_WORTH_WAITING: u64 = 60;
+
+/// A request as the listener handed it over.
+pub struct Received {
+    pub request: Request<Incoming>,
+    pub peer: Peer,
+}
+
+/// Records every request of the steps below.
+pub struct Recorder<Next> {
+    sink: Sink,
+    ids: RequestIds,
+    next: Next,
+    /// What to do to a response's headers for the origin that may read it.
+    grant_origin: fn(Option<&HeaderValue>, &mut HeaderMap),
+}
+
+impl<Next: Handle<Received>> Recorder<Next> {
+    pub fn new(sink: Sink, grant_origin: fn(Option<&HeaderValue>, &mut HeaderMap), next: Next) -> Self {
+        Self { sink, ids: RequestIds::new(), next, grant_origin }
+    }
+
+    /// Answers `request`, whatever happens.
+    pub async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response {
+        let id = self.ids.of(&request);
+        let method = request.method().clone();
+        let mut record = Record::new(self.sink.clone(), id, peer.address.ip(), method, request.version());
+        let mut response = match self.next.handle(Received { request, peer }, &mut record).await {
+            Ok(response) => response,
+            Err(error) => {
+                record.failed(&error);
+                refuse(&error, &record)
+            }
+        };
+        record.status = response.status().as_u16();
+        response.headers_mut().insert(X_REQUEST_ID, record.request_id.clone());
+        (self.grant_origin)(record.origin.as_ref(), response.headers_mut());
+        record.responded = Some(Instant::now());
+        response.map(|body| body.watched(Box::new(record)))
+    }
+}
+
+/// The gateway's own answer, in a shape both official clients and Letta's own users read.
+fn refuse(error: &Error, record: &Record) -> Response {
+    #[derive(Serialize)]
+    struct Answer<'a> {
+        detail: &'a str,
+        error: Inner<'a>,
+        message: &'a str,
+    }
+    #[derive(Serialize)]
+    struct Inner<'a> {
+        r#type: &'static str,
+        message: &'a str,
+    }
+    let text = error.to_string();
+    let answer = Answer { detail: &text, error: Inner { r#type: error.reason(), message: &text }, message: &text };
+    let json = serde_json::to_vec(&answer).unwrap_or_default();
+    let mut response = http::Response::new(Body::whole(Bytes::from(json)));
+    *response.status_mut() = error.status();
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    match error {
+        Error::KeyMissing => {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"letta-gateway\""));
+        }
+        Error::KeyUnknown => {
+            let challenge = HeaderValue::from_static("Bearer realm=\"letta-gateway\", error=\"invalid_token\"");
+            headers.insert(WWW_AUTHENTICATE, challenge);
+        }
+        Error::MethodNotAllowed { allow } => {
+            if let Ok(allow) = HeaderValue::from_str(allow) {
+                headers.insert(ALLOW, allow);
+            }
+        }
+        Error::Limited(refusal) => tell_when(refusal, headers),
+        Error::Draining | Error::Overloaded { .. } | Error::NoUpstream | Error::UpstreamBusy { .. } => {
+            headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        _ => {}
+    }
+    // Both official clients send a POST again after any 5xx: once it may have reached Letta they must not.
+    if error.status().is_server_error() && !error.never_sent() && !record.method.is_idempotent() {
+        headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+    response
+}
+
+/// When to come back: in whole seconds rounded up, and in milliseconds for clients that read them.
+fn tell_when(refusal: &Refusal, headers: &mut HeaderMap) {
+    let seconds = whole_seconds(refusal.retry_after);
+    headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    let milliseconds = u64::try_from(refusal.retry_after.as_millis()).unwrap_or(u64::MAX).max(1);
+    headers.insert(RETRY_AFTER_MS, HeaderValue::from(milliseconds));
+    headers.insert(RATELIMIT_LIMIT, HeaderValue::from(refusal.limit));
+    headers.insert(RATELIMIT_REMAINING, HeaderValue::from(refusal.remaining));
+    headers.insert(RATELIMIT_RESET, HeaderValue::from(whole_seconds(refusal.reset)));
+    if seconds > LONGEST_WORTH_WAITING {
+        headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+    }
+}
+
+/// Keeps a client's `X-Request-Id` or makes one: 64 random bits of this process, then a count.
+struct RequestIds {
+    process: u64,
+    next: AtomicU64,
+}
+
+impl RequestIds {
+    fn new() -> Self {
+        let mut seed = [0; 8];
+        // without randomness ids would still be unique in this process
+        let _ = getrandom::fill(&mut seed);
+        Self { process: u64::from_le_bytes(seed), next: AtomicU64::new(0) }
+    }
+
+    fn of<B>(&self, request: &Request<B>) -> HeaderValue {
+        if let Some(id) = request.headers().get(X_REQUEST_ID)
+            && (1..=LONGEST_REQUEST_ID).contains(&id.len())
+            && id.as_bytes().iter().all(u8::is_ascii_graphic)
+        {
+            return id.clone();
+        }
+        let count = self.next.fetch_add(1, Ordering::Relaxed);
+        let mut text = String::with_capacity(32);
+        let _ = write!(text, "{:016x}{count:016x}", self.process);
+        HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("none"))
+    }
+}
