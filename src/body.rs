@@ -3,6 +3,8 @@
 //! A streaming response is not over when its head is: what lasts as long as the response (a permit, the access-log
 //! record) lives in its [`Body`] and is let go when the last byte has left or the client has.
 
+pub mod request;
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -12,6 +14,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use crate::error::Error;
+
+pub use request::RequestBody;
 
 /// A response on its way to the client.
 pub type Response = http::Response<Body>;

@@ -1,0 +1,274 @@
+//! The body of a request on its way to a replica: streaming as it comes, or whole after a step had to read it.
+//!
+//! Nothing that was read is lost: what a step took from the stream goes out in front of the rest, unchanged. A body is
+//! never longer than its limit and never waits for ever for its client. Trailers are left out (nothing of Letta's reads
+//! them, and RFC 9110 §6.5.1 lets an intermediary drop them).
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Sleep;
+
+use crate::error::Error;
+
+/// How long a client may send nothing of a body that is waited for.
+const STALL: Duration = Duration::from_secs(60);
+
+/// The body of a request on its way to a replica.
+#[derive(Default)]
+pub struct RequestBody {
+    content: Content,
+    /// Bytes at most, counted from the body's first.
+    limit: Option<u64>,
+    /// Bytes handed on so far.
+    taken: u64,
+    meter: Option<Arc<Meter>>,
+    /// Runs while the client is waited for.
+    stall: Option<Pin<Box<Sleep>>>,
+}
+
+#[derive(Default)]
+enum Content {
+    #[default]
+    Empty,
+    Whole(Bytes),
+    Incoming(Incoming),
+    /// What was read already, then the rest.
+    Joined(Bytes, Incoming),
+}
+
+/// What became of a body that is in other hands (a connection's).
+#[derive(Debug, Default)]
+pub struct Meter {
+    bytes: AtomicU64,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Meter {
+    /// Bytes that were handed on.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Why the body ended early, if it did by its client's doing; told once.
+    pub fn failure(&self) -> Option<Error> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// How a bounded reading of a body ended.
+#[derive(Debug)]
+pub enum Read {
+    /// This is all of it.
+    Whole(Bytes),
+    /// It is longer than the bound; nothing of it is lost.
+    Longer(RequestBody),
+}
+
+impl RequestBody {
+    pub fn empty() -> Self {
+        Self::default()
+    }
+
+    pub fn whole(bytes: Bytes) -> Self {
+        Self::of(if bytes.is_empty() { Content::Empty } else { Content::Whole(bytes) })
+    }
+
+    /// The body as hyper received it.
+    pub fn incoming(body: Incoming) -> Self {
+        Self::of(if body.is_end_stream() { Content::Empty } else { Content::Incoming(body) })
+    }
+
+    fn of(content: Content) -> Self {
+        Self { content, ..Self::default() }
+    }
+
+    /// Refuses more than `limit` bytes: at once if the client has announced them, else when they come.
+    pub fn within(mut self, limit: u64) -> Result<Self, Error> {
+        if self.taken.saturating_add(self.size_hint().lower()) > limit {
+            return Err(Error::BodyTooLarge { limit });
+        }
+        self.limit = Some(limit);
+        Ok(self)
+    }
+
+    /// Tells of the bytes and the failure of this body when it is in other hands.
+    pub fn meter(&mut self) -> Arc<Meter> {
+        Arc::clone(self.meter.get_or_insert_default())
+    }
+
+    /// The same body once more, if it is whole: what a second attempt sends.
+    pub fn again(&self) -> Option<Self> {
+        let content = match &self.content {
+            Content::Empty if self.taken == 0 => Content::Empty,
+            Content::Whole(bytes) => Content::Whole(bytes.clone()),
+            Content::Empty | Content::Incoming(_) | Content::Joined(..) => return None,
+        };
+        Some(Self { content, limit: self.limit, ..Self::default() })
+    }
+
+    /// Reads the whole body if it has at most `most` bytes.
+    pub async fn read(mut self, most: usize) -> Result<Read, Error> {
+        if let Content::Whole(bytes) = &mut self.content
+            && bytes.len() <= most
+        {
+            return Ok(Read::Whole(std::mem::take(bytes)));
+        }
+        if self.size_hint().lower() > most as u64 {
+            return Ok(Read::Longer(self));
+        }
+        let Some(first) = self.data().await? else { return Ok(Read::Whole(Bytes::new())) };
+        if self.is_end_stream() && first.len() <= most {
+            return Ok(Read::Whole(first));
+        }
+        let mut read = BytesMut::from(first);
+        while read.len() <= most {
+            match self.data().await? {
+                Some(data) => read.extend_from_slice(&data),
+                None => return Ok(Read::Whole(read.freeze())),
+            }
+        }
+        Ok(Read::Longer(self.behind(read.freeze())))
+    }
+
+    async fn data(&mut self) -> Result<Option<Bytes>, Error> {
+        std::future::poll_fn(|cx| self.poll_data(cx)).await.transpose()
+    }
+
+    /// This body with `prefix`, which was taken from it, put back in front.
+    fn behind(mut self, prefix: Bytes) -> Self {
+        self.taken = self.taken.saturating_sub(prefix.len() as u64);
+        self.content = match self.content {
+            Content::Empty => Content::Whole(prefix),
+            Content::Incoming(rest) => Content::Joined(prefix, rest),
+            // `read` takes these two whole before it asks for more
+            Content::Whole(rest) => Content::Whole([prefix, rest].concat().into()),
+            Content::Joined(next, rest) => Content::Joined([prefix, next].concat().into(), rest),
+        };
+        self
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let data = match ready!(self.poll_content(cx)) {
+            Some(Ok(data)) => data,
+            Some(Err(error)) => return Poll::Ready(Some(Err(self.fail(error)))),
+            None => return Poll::Ready(None),
+        };
+        self.taken = self.taken.saturating_add(data.len() as u64);
+        if let Some(limit) = self.limit.filter(|limit| self.taken > *limit) {
+            return Poll::Ready(Some(Err(self.fail(Error::BodyTooLarge { limit }))));
+        }
+        if let Some(meter) = &self.meter {
+            meter.bytes.store(self.taken, Ordering::Relaxed);
+        }
+        Poll::Ready(Some(Ok(data)))
+    }
+
+    fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let incoming = match &mut self.content {
+            Content::Empty => return Poll::Ready(None),
+            Content::Whole(bytes) => {
+                let bytes = std::mem::take(bytes);
+                self.content = Content::Empty;
+                return Poll::Ready(Some(Ok(bytes)));
+            }
+            Content::Joined(..) => {
+                let Content::Joined(prefix, rest) = std::mem::take(&mut self.content) else { return Poll::Ready(None) };
+                self.content = Content::Incoming(rest);
+                return Poll::Ready(Some(Ok(prefix)));
+            }
+            Content::Incoming(incoming) => incoming,
+        };
+        let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                // the client is asked before its time is looked at: only one that still sends nothing is late
+                let stall = self.stall.get_or_insert_with(|| Box::pin(tokio::time::sleep(STALL)));
+                ready!(stall.as_mut().poll(cx));
+                return Poll::Ready(Some(Err(Error::BodyTimeout)));
+            }
+        };
+        self.stall = None;
+        let over = incoming.is_end_stream();
+        match frame {
+            Some(Ok(frame)) => {
+                // trailers are the last frame there is
+                let data = frame.into_data().ok();
+                if over || data.is_none() {
+                    self.content = Content::Empty;
+                }
+                Poll::Ready(data.map(Ok))
+            }
+            Some(Err(error)) => Poll::Ready(Some(Err(Error::BodyBroken(error.into())))),
+            None => {
+                self.content = Content::Empty;
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    /// The body ends here; the meter keeps the cause, whoever holds the body gets an error of the same kind.
+    fn fail(&mut self, error: Error) -> Error {
+        self.content = Content::Empty;
+        let Some(meter) = &self.meter else { return error };
+        let told = match &error {
+            Error::BodyTooLarge { limit } => Error::BodyTooLarge { limit: *limit },
+            Error::BodyTimeout => Error::BodyTimeout,
+            _ => Error::BodyBroken("the client's body broke off".into()),
+        };
+        *meter.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+        told
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.poll_data(cx).map_ok(Frame::data)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.content, Content::Empty)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (read, rest) = match &self.content {
+            Content::Empty => return SizeHint::with_exact(0),
+            Content::Whole(bytes) => return SizeHint::with_exact(bytes.len() as u64),
+            Content::Incoming(rest) => (0, rest),
+            Content::Joined(read, rest) => (read.len() as u64, rest),
+        };
+        let rest = rest.size_hint();
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(read));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(read));
+        }
+        hint
+    }
+}
+
+impl fmt::Debug for RequestBody {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let content = match self.content {
+            Content::Empty => "empty",
+            Content::Whole(_) => "whole",
+            Content::Incoming(_) => "incoming",
+            Content::Joined(..) => "joined",
+        };
+        f.debug_struct("RequestBody").field("content", &content).field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;
