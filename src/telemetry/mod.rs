@@ -2,8 +2,10 @@
 
 pub mod access;
 pub mod diagnostics;
+mod lines;
 pub mod metrics;
 pub mod record;
+mod timestamp;
 
 pub use metrics::Metrics;
 pub use record::Record;
