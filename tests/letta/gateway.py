@@ -60,11 +60,11 @@ class Gateway:
     def __init__(self, folder, settings):
         if not BINARY.exists():
             raise RuntimeError(f"{BINARY} does not exist: build it (cargo build) or name it in LETTA_GATEWAY_BIN")
-        file = folder / "gateway.yaml"
-        file.write_text(yaml.safe_dump(settings, sort_keys=False))
+        self.file = folder / "gateway.yaml"
+        self.configure(settings)
         self.output = {"stdout": [], "stderr": []}
         self.process = subprocess.Popen(
-            [BINARY, "run", "--config", file],
+            [BINARY, "run", "--config", self.file],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -87,6 +87,12 @@ class Gateway:
         self.url = f"http://127.0.0.1:{self.port}"
         self.tls_url = f"https://localhost:{ports['true']}" if "true" in ports else None
         self.admin_url = f"http://127.0.0.1:{self.find(ADMIN_LISTENING)[0]}"
+
+    def configure(self, settings):
+        """Writes the file, whole at once as an administrator's tool would."""
+        fresh = self.file.with_suffix(".new")
+        fresh.write_text(yaml.safe_dump(settings, sort_keys=False))
+        fresh.replace(self.file)
 
     def keep(self, name):
         for line in getattr(self.process, name):
