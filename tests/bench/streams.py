@@ -111,7 +111,15 @@ def open_streams(port, request, count, upstream, held):
 
 
 def delay_round(port, request, seconds, upstream):
-    """Milliseconds from just before the upstream's write to just after the client's read, for each event."""
+    try:
+        return tick(port, request, seconds, upstream)
+    except OSError as error:
+        raise BrokenStream(f"a stream through port {port} broke: {error!r}") from error
+
+
+def tick(port, request, seconds, upstream):
+    """Sends events in turn on a few streams. The delays in milliseconds, from just before the upstream's write to just
+    after the client's read."""
     delays = []
     with contextlib.ExitStack() as held:
         pairs = open_streams(port, request, TICK_STREAMS, upstream, held)
