@@ -34,7 +34,15 @@ enum Content {
     #[default]
     Empty,
     Whole(Bytes),
-    Stream(Pin<Box<dyn HttpBody<Data = Bytes, Error = Error> + Send>>),
+    Stream(Pin<Box<dyn Stream>>),
+}
+
+/// A body that comes in pieces.
+pub trait Stream: HttpBody<Data = Bytes, Error = Error> + Send {
+    /// All that matters has gone out, so that a client which hangs up now has lost nothing.
+    fn is_told(&self) -> bool {
+        self.is_end_stream()
+    }
 }
 
 /// Is told what of a body went out and how it ended. Dropped untold = the client left first.
@@ -54,7 +62,7 @@ impl Body {
         Self::of(if bytes.is_empty() { Content::Empty } else { Content::Whole(bytes) })
     }
 
-    pub fn stream(body: impl HttpBody<Data = Bytes, Error = Error> + Send + 'static) -> Self {
+    pub fn stream(body: impl Stream + 'static) -> Self {
         Self::of(if body.is_end_stream() { Content::Empty } else { Content::Stream(Box::pin(body)) })
     }
 
@@ -126,7 +134,12 @@ impl HttpBody for Body {
                     this.end(Ok(()));
                 }
             }
-            Some(Err(error)) => this.end(Err(error)),
+            Some(Err(error)) => {
+                this.end(Err(error));
+                if matches!(error, Error::StreamBroken(_)) {
+                    return Poll::Ready(None);
+                }
+            }
             None => this.end(Ok(())),
         }
         Poll::Ready(frame)
@@ -148,7 +161,12 @@ impl HttpBody for Body {
 impl Drop for Body {
     fn drop(&mut self) {
         // hyper does not poll a body it knows to be empty (HEAD, 204); anything else left over is the client's leaving
-        if matches!(self.content, Content::Empty) {
+        let told = match &self.content {
+            Content::Empty => true,
+            Content::Whole(_) => false,
+            Content::Stream(stream) => stream.is_told(),
+        };
+        if told {
             self.end(Ok(()));
         }
     }

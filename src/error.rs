@@ -54,6 +54,8 @@ pub enum Error {
     UpstreamClosed { upstream: String, sent: bool, cause: Cause },
     /// The replica did not answer within `after`; it may be at work on the request still.
     UpstreamTimeout { upstream: String, after: Duration },
+    /// A replica broke off an event stream; the client was told so by an event and the stream has ended well for it.
+    StreamBroken(Box<Error>),
     /// The gateway is going down and takes no new requests.
     Draining,
     /// A bound of the gateway itself is reached (`what` names it).
@@ -129,6 +131,7 @@ impl Error {
             Self::UpstreamBusy { .. } => "upstream_busy",
             Self::UpstreamClosed { .. } => "upstream_closed",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
+            Self::StreamBroken(_) => "upstream_stream_broken",
             Self::Draining => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
             Self::Internal(_) => "gateway_internal",
@@ -157,7 +160,8 @@ impl Error {
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
             | Self::UpstreamClosed { .. }
-            | Self::UpstreamTimeout { .. } => Side::Upstream,
+            | Self::UpstreamTimeout { .. }
+            | Self::StreamBroken(_) => Side::Upstream,
             Self::Draining | Self::Overloaded { .. } | Self::Internal(_) => Side::Gateway,
         }
     }
@@ -178,7 +182,7 @@ impl Error {
             Self::KeyConflict => StatusCode::BAD_REQUEST,
             Self::ScopeMissing { .. } => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
-            Self::UpstreamClosed { .. } => StatusCode::BAD_GATEWAY,
+            Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
@@ -193,7 +197,7 @@ impl Error {
     pub fn never_sent(&self) -> bool {
         match self {
             Self::UpstreamClosed { sent, .. } => !sent,
-            Self::UpstreamTimeout { .. } => false,
+            Self::UpstreamTimeout { .. } | Self::StreamBroken(_) => false,
             Self::NoUpstream | Self::UpstreamConnect { .. } | Self::UpstreamBusy { .. } => true,
             // refused before any replica was asked, except for a body that broke on its way there
             Self::BodyBroken(_) | Self::BodyTooLarge { .. } | Self::BodyTimeout | Self::ClientLeft => false,
@@ -268,6 +272,7 @@ impl fmt::Display for Error {
                 "Letta replica {upstream} did not answer within {} s; it may be at work on the request still",
                 after.as_secs()
             ),
+            Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
             Self::Draining => f.write_str("the gateway is shutting down"),
             Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
             Self::Internal(_) => f.write_str("the gateway failed; its log has the cause under this request's id"),
@@ -282,6 +287,7 @@ impl std::error::Error for Error {
             | Self::UpstreamConnect { cause, .. }
             | Self::UpstreamClosed { cause, .. }
             | Self::Internal(cause) => Some(&**cause),
+            Self::StreamBroken(error) => Some(error),
             _ => None,
         }
     }

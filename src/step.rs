@@ -51,6 +51,11 @@ impl<S> Layer<S> {
     pub fn new(step: S) -> Self {
         Self(Arc::new(step))
     }
+
+    /// A step that others look at too.
+    pub fn shared(step: &Arc<S>) -> Self {
+        Self(Arc::clone(step))
+    }
 }
 
 impl<S, Next> tower::Layer<Next> for Layer<S> {

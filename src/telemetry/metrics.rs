@@ -344,6 +344,22 @@ impl Metrics {
     }
 }
 
+/// One of those a gauge counts; counted off when dropped.
+pub struct Gauged(IntGauge);
+
+impl Gauged {
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Gauged {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// Handles of one listener.
 pub struct ListenerMetrics {
     pub accepted: IntCounter,
