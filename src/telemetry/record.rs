@@ -136,9 +136,10 @@ impl Record {
     }
 
     /// The gateway's own share: until the request was with the replica, and from its answer until the client's.
-    /// The whole time for an answer that no replica was asked for.
+    /// The whole time for an answer that no replica was asked for. None without an answer, and for a request that was
+    /// tried again: its failed attempts' waiting is not the gateway's doing and cannot be told from it.
     pub fn overhead(&self) -> Option<Duration> {
-        let responded = self.responded?;
+        let responded = self.responded.filter(|_| self.attempts <= 1)?;
         Some(match (self.sent, self.answered) {
             (Some(sent), Some(answered)) => {
                 sent.saturating_duration_since(self.started) + responded.saturating_duration_since(answered)
@@ -182,6 +183,9 @@ impl Drop for Record {
         }
         if let Some(requests) = self.key.as_ref().and_then(|key| key.requests(self.status)) {
             requests.inc();
+        }
+        if let (Some(upstream), Some(sent), Some(answered)) = (&self.upstream, self.sent, self.answered) {
+            upstream.response.observe(answered.saturating_duration_since(sent).as_secs_f64());
         }
         metrics.request_bytes.inc_by(self.request_bytes);
         metrics.response_bytes.inc_by(self.response_bytes);

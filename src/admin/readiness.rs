@@ -1,0 +1,59 @@
+//! Whether this gateway should be sent requests, and what is wrong with it.
+
+use http::StatusCode;
+use serde_json::{Value, json};
+
+/// The state of the gateway, taken when somebody asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// SIGTERM came; no new requests are taken.
+    pub draining: bool,
+    pub healthy_upstreams: usize,
+    pub upstreams: usize,
+    pub store: StoreState,
+    /// Why the last configuration was refused and the one before it is still in use.
+    pub config_problem: Option<String>,
+}
+
+/// How the shared store does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreState {
+    Ok,
+    /// No Redis is configured.
+    InProcess,
+    /// Requests go on without it; the text says why.
+    Degraded(&'static str),
+}
+
+impl Readiness {
+    /// The answer to `/readyz`: 200 as long as requests can be answered, be it with less than everything.
+    pub(super) fn answer(&self) -> (StatusCode, Value) {
+        let (status, word) = if self.draining {
+            (StatusCode::SERVICE_UNAVAILABLE, "draining")
+        } else if self.healthy_upstreams == 0 {
+            (StatusCode::SERVICE_UNAVAILABLE, "no_upstream")
+        } else if self.is_degraded() {
+            (StatusCode::OK, "degraded")
+        } else {
+            (StatusCode::OK, "ready")
+        };
+        let (store, problem) = match self.store {
+            StoreState::Ok => ("ok", None),
+            StoreState::InProcess => ("in_process", None),
+            StoreState::Degraded(why) => ("degraded", Some(why)),
+        };
+        let body = json!({
+            "status": word,
+            "upstreams": { "healthy": self.healthy_upstreams, "configured": self.upstreams },
+            "store": { "state": store, "problem": problem },
+            "config": { "problem": self.config_problem },
+        });
+        (status, body)
+    }
+
+    fn is_degraded(&self) -> bool {
+        self.healthy_upstreams < self.upstreams
+            || matches!(self.store, StoreState::Degraded(_))
+            || self.config_problem.is_some()
+    }
+}

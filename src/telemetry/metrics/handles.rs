@@ -1,0 +1,213 @@
+//! Handles of one route, key, replica or listener, resolved once: no label look-up on the hot path.
+
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+
+use super::families::Families;
+use crate::error::Window;
+
+/// One counter for each status class.
+pub(super) struct Classes([IntCounter; 6]);
+
+/// Values of the label `status`; `none` where there was no answer.
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+impl Classes {
+    fn new(of: impl Fn(&'static str) -> IntCounter) -> Self {
+        Self(CLASSES.map(of))
+    }
+
+    fn of(&self, status: u16) -> Option<&IntCounter> {
+        let class = match status / 100 {
+            class @ 1..=5 => usize::from(class),
+            _ => 0,
+        };
+        self.0.get(class)
+    }
+}
+
+/// Handles of one route.
+pub struct RouteMetrics {
+    requests: Classes,
+    pub duration: Histogram,
+    pub time_to_first_byte: Histogram,
+}
+
+impl RouteMetrics {
+    pub(super) fn new(families: &Families, template: &str, method: &str) -> Self {
+        Self {
+            requests: Classes::new(|class| families.requests.with_label_values(&[template, method, class])),
+            duration: families.durations.with_label_values(&[template, method]),
+            time_to_first_byte: families.first_bytes.with_label_values(&[template, method]),
+        }
+    }
+
+    pub fn requests(&self, status: u16) -> Option<&IntCounter> {
+        self.requests.of(status)
+    }
+}
+
+/// Handles of one API key.
+pub struct KeyMetrics {
+    pub id: Box<str>,
+    requests: Classes,
+    pub in_flight: IntGauge,
+    pub admitted: IntCounter,
+    pub rate_refused: IntCounter,
+    pub in_flight_refused: IntCounter,
+}
+
+/// Values of the label `decision`.
+const DECISIONS: [&str; 3] = ["admitted", "rate", "in_flight"];
+
+impl KeyMetrics {
+    pub(super) fn new(families: &Families, id: &str) -> Self {
+        let [admitted, rate_refused, in_flight_refused] =
+            DECISIONS.map(|decision| families.limit_decisions.with_label_values(&[id, decision]));
+        Self {
+            id: id.into(),
+            requests: Classes::new(|class| families.key_requests.with_label_values(&[id, class])),
+            in_flight: families.key_in_flight.with_label_values(&[id]),
+            admitted,
+            rate_refused,
+            in_flight_refused,
+        }
+    }
+
+    /// Takes the key out of what is told; handles that are still held count for nobody.
+    pub(super) fn forget(&self, families: &Families) {
+        let id = &*self.id;
+        let _ = families.key_in_flight.remove_label_values(&[id]);
+        for class in CLASSES {
+            let _ = families.key_requests.remove_label_values(&[id, class]);
+        }
+        for decision in DECISIONS {
+            let _ = families.limit_decisions.remove_label_values(&[id, decision]);
+        }
+    }
+
+    pub fn requests(&self, status: u16) -> Option<&IntCounter> {
+        self.requests.of(status)
+    }
+
+    pub fn refused(&self, window: Window) -> &IntCounter {
+        match window {
+            Window::Rate => &self.rate_refused,
+            Window::InFlight => &self.in_flight_refused,
+        }
+    }
+}
+
+/// Handles of one replica.
+pub struct UpstreamMetrics {
+    pub id: Box<str>,
+    requests: Classes,
+    /// From a request handed to the replica to the head of its response.
+    pub response: Histogram,
+    /// 1 healthy, 0 ejected or failing its checks.
+    pub healthy: IntGauge,
+    pub in_flight: IntGauge,
+    /// Open connections to it, idle ones included.
+    pub connections: IntGauge,
+    pub ejections: IntCounter,
+    pub connect_failures: IntCounter,
+}
+
+impl UpstreamMetrics {
+    pub(super) fn new(families: &Families, id: &str) -> Self {
+        Self {
+            id: id.into(),
+            requests: Classes::new(|class| families.upstream_requests.with_label_values(&[id, class])),
+            response: families.upstream_responses.with_label_values(&[id]),
+            healthy: families.upstream_healthy.with_label_values(&[id]),
+            in_flight: families.upstream_in_flight.with_label_values(&[id]),
+            connections: families.upstream_connections.with_label_values(&[id]),
+            ejections: families.upstream_ejections.with_label_values(&[id]),
+            connect_failures: families.upstream_connect_failures.with_label_values(&[id]),
+        }
+    }
+
+    /// Takes the replica out of what is told; handles that are still held count for nobody.
+    pub(super) fn forget(&self, families: &Families) {
+        let id = &*self.id;
+        for class in CLASSES {
+            let _ = families.upstream_requests.remove_label_values(&[id, class]);
+        }
+        let _ = families.upstream_responses.remove_label_values(&[id]);
+        for gauges in [&families.upstream_healthy, &families.upstream_in_flight, &families.upstream_connections] {
+            let _ = gauges.remove_label_values(&[id]);
+        }
+        for counters in [&families.upstream_ejections, &families.upstream_connect_failures] {
+            let _ = counters.remove_label_values(&[id]);
+        }
+    }
+
+    pub fn requests(&self, status: u16) -> Option<&IntCounter> {
+        self.requests.of(status)
+    }
+}
+
+/// Handles of one listener.
+pub struct ListenerMetrics {
+    pub accepted: IntCounter,
+    pub open: IntGauge,
+    errors: IntCounterVec,
+    address: Box<str>,
+}
+
+impl ListenerMetrics {
+    pub(super) fn new(families: &Families, address: &str) -> Self {
+        Self {
+            accepted: families.connections.with_label_values(&[address]),
+            open: families.connections_open.with_label_values(&[address]),
+            errors: families.connection_errors.clone(),
+            address: address.into(),
+        }
+    }
+
+    /// `reason`: a closed set, e.g. `tls_handshake`, `parse`, `header_timeout`, `full`.
+    pub fn error(&self, reason: &'static str) {
+        self.errors.with_label_values(&[&*self.address, reason]).inc();
+    }
+}
+
+/// One of those a gauge counts; counted off when dropped.
+pub struct Gauged(IntGauge);
+
+impl Gauged {
+    pub fn new(gauge: &IntGauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Gauged {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+/// What the cache did with a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CacheResult {
+    /// Answered from the store.
+    Hit,
+    /// Not there; Letta answered.
+    Miss,
+    /// The client asked for a fresh answer (`no-cache`, `no-store`) or the request cannot be cached.
+    Bypass,
+    /// The store is slow or gone; Letta answered.
+    Unavailable,
+}
+
+impl CacheResult {
+    pub const ALL: [Self; 4] = [Self::Hit, Self::Miss, Self::Bypass, Self::Unavailable];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Bypass => "bypass",
+            Self::Unavailable => "unavailable",
+        }
+    }
+}
