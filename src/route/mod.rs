@@ -1,0 +1,135 @@
+//! The target, read once and strictly: which Letta endpoint, which agent, which scope.
+//!
+//! Promises that nothing below reads a target again: the request it hands on has exactly the path that met the route, in
+//! origin form, one Host header (none only for HTTP/1.0), and no framing but Content-Length or `chunked`. What it refuses
+//! is refused before any rule about keys, so that no rule can be walked around.
+
+mod host;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
+use http::uri::{PathAndQuery, Uri};
+use http::{HeaderMap, Method, Request};
+use hyper::body::Incoming;
+
+use crate::body::Response;
+use crate::error::Error;
+use crate::letta::routes::Route;
+use crate::listen::Peer;
+use crate::record::Received;
+use crate::step::{Handle, Step};
+use crate::telemetry::Record;
+
+/// The methods of Letta's routes.
+const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+
+/// A request whose target is known and canonical.
+pub struct Routed {
+    request: Request<Incoming>,
+    peer: Peer,
+    route: &'static Route,
+    subject: Option<Box<str>>,
+}
+
+impl Routed {
+    pub fn request(&self) -> &Request<Incoming> {
+        &self.request
+    }
+
+    pub fn route(&self) -> &'static Route {
+        self.route
+    }
+
+    /// The request, who sent it, its route, and the id its path names.
+    pub fn into_parts(self) -> (Request<Incoming>, Peer, &'static Route, Option<Box<str>>) {
+        (self.request, self.peer, self.route, self.subject)
+    }
+}
+
+/// Finds the route of each request, or refuses it.
+#[derive(Debug, Default)]
+pub struct Router;
+
+impl<Next: Handle<Routed>> Step<Received, Next> for Router {
+    async fn call(&self, received: Received, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let Received { mut request, peer } = received;
+        let Place { route, subject } = read(&mut request)?;
+        record.route = Some(route);
+        record.subject.clone_from(&subject);
+        next.handle(Routed { request, peer, route, subject }, record).await
+    }
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+struct Place {
+    route: &'static Route,
+    subject: Option<Box<str>>,
+}
+
+/// Checks the head of `request` and brings its target to Letta's own form.
+fn read<B>(request: &mut Request<B>) -> Result<Place, Error> {
+    check_method(request.method())?;
+    let uri = request.uri();
+    if uri.path() == "*" {
+        return Err(Error::BadTarget("`*` is not a target here: ask for a path"));
+    }
+    let host = host::check(request.version(), uri, request.headers())?;
+    check_framing(request.headers())?;
+    let target = target::read(request.method(), uri.path())?;
+    if uri.query().is_some_and(|query| !query.bytes().all(|byte| byte.is_ascii_graphic())) {
+        return Err(Error::BadTarget("the query holds a character that must be percent-encoded"));
+    }
+    let (route, subject) = (target.route, target.subject);
+    let canonical = match uri.path_and_query() {
+        Some(given) if given.as_str().starts_with('/') && given.path() == target.path => {
+            // an absolute or HTTP/2 target has more than a path
+            uri.authority().map(|_| Uri::from(given.clone()))
+        }
+        _ => Some(origin_form(&target.path, uri.query())?),
+    };
+    if let Some(canonical) = canonical {
+        *request.uri_mut() = canonical;
+    }
+    if let Some(host) = host {
+        request.headers_mut().insert(HOST, host);
+    }
+    Ok(Place { route, subject })
+}
+
+/// CONNECT and TRACE are no matter of routes, and methods are case-sensitive: `get` is none.
+fn check_method(method: &Method) -> Result<(), Error> {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::PUT | Method::PATCH | Method::DELETE | Method::OPTIONS => {
+            Ok(())
+        }
+        _ => Err(Error::MethodNotAllowed { allow: METHODS.to_owned() }),
+    }
+}
+
+/// hyper decodes `chunked` as the last of several codings and drops the others silently.
+fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    if let Some(coding) = codings.next()
+        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
+    {
+        return Err(Error::BadFraming("Transfer-Encoding may be `chunked` and nothing else"));
+    }
+    if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
+        return Err(Error::BadHeader("Expect may be `100-continue` and nothing else"));
+    }
+    Ok(())
+}
+
+fn origin_form(path: &str, query: Option<&str>) -> Result<Uri, Error> {
+    let mut target = String::with_capacity(path.len() + query.map_or(0, |query| query.len() + 1));
+    target.push_str(path);
+    if let Some(query) = query {
+        target.push('?');
+        target.push_str(query);
+    }
+    let target = PathAndQuery::from_maybe_shared(bytes::Bytes::from(target));
+    target.map(Uri::from).map_err(|_| Error::BadTarget("the target is too long"))
+}
