@@ -5,6 +5,7 @@
 
 pub mod request;
 
+use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -173,14 +174,19 @@ impl Drop for Body {
 }
 
 /// How many of something are going on, with the most there may be.
-#[derive(Debug)]
 pub struct Counter {
     now: AtomicU32,
+    tell: Option<Box<dyn Fn(i64) + Send + Sync>>,
 }
 
 impl Counter {
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { now: AtomicU32::new(0) })
+        Arc::new(Self { now: AtomicU32::new(0), tell: None })
+    }
+
+    /// One that tells each change as it happens: +1 or -1.
+    pub fn telling(tell: impl Fn(i64) + Send + Sync + 'static) -> Arc<Self> {
+        Arc::new(Self { now: AtomicU32::new(0), tell: Some(Box::new(tell)) })
     }
 
     /// How many there are now.
@@ -193,13 +199,30 @@ impl Counter {
         self.now
             .fetch_update(Ordering::AcqRel, Ordering::Relaxed, |now| (now < most).then_some(now + 1))
             .ok()
-            .map(|_| Permit(Arc::clone(self)))
+            .map(|_| self.permit())
     }
 
     /// One more, whatever there is.
     pub fn add(self: &Arc<Self>) -> Permit {
         self.now.fetch_add(1, Ordering::AcqRel);
+        self.permit()
+    }
+
+    fn permit(self: &Arc<Self>) -> Permit {
+        self.changed(1);
         Permit(Arc::clone(self))
+    }
+
+    fn changed(&self, by: i64) {
+        if let Some(tell) = &self.tell {
+            tell(by);
+        }
+    }
+}
+
+impl fmt::Debug for Counter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Counter").field(&self.now()).finish()
     }
 }
 
@@ -210,5 +233,6 @@ pub struct Permit(Arc<Counter>);
 impl Drop for Permit {
     fn drop(&mut self) {
         self.0.now.fetch_sub(1, Ordering::AcqRel);
+        self.0.changed(-1);
     }
 }

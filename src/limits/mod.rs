@@ -1,6 +1,18 @@
 //! Limits of each key: requests per period with a burst, and requests in flight.
+//!
+//! A refusal by one limit does not spend the other. A request is in flight until its response's last byte, so a stream
+//! counts for as long as it lasts. Routes that need no key (health, the OAuth callback) have no limit here: nobody is
+//! known to count them for, and what they cost is bounded by the listener's connections.
+
+mod allowance;
+mod rate;
+#[cfg(test)]
+mod tests;
 
 use std::time::Duration;
+
+pub use allowance::Limits;
+pub use rate::Left;
 
 /// What the configuration says of one plan.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,0 +1,123 @@
+//! What each key may spend, and what survives a reload of the configuration.
+//!
+//! A key keeps what it has spent as long as its rate stays the same, whatever its plan is called, and its requests in
+//! flight always.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sha2::{Digest, Sha256};
+
+use super::rate::{Left, RateLimit, Spender};
+use super::{Plan, Rate};
+use crate::auth::key;
+use crate::body::{Counter, Permit};
+use crate::error::{Error, Refusal, Window};
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::KeyMetrics;
+
+/// When to ask again after too many at once: nobody knows when one of them ends.
+const IN_FLIGHT_WAIT: Duration = Duration::from_secs(1);
+
+/// The limits step: what each key may spend.
+#[derive(Clone)]
+pub struct Limits {
+    table: Arc<Table>,
+}
+
+struct Table {
+    allowances: HashMap<Box<str>, Allowance>,
+    rates: Vec<Arc<RateLimit>>,
+}
+
+struct Allowance {
+    spender: Spender,
+    rate: Option<Arc<RateLimit>>,
+    /// Requests in flight at most.
+    most: u32,
+    in_flight: Arc<Counter>,
+    metrics: Arc<KeyMetrics>,
+}
+
+/// A request that may go on.
+#[derive(Debug)]
+pub(super) struct Admission {
+    /// Dropped when the response has ended.
+    pub permit: Permit,
+    /// None: the plan has no rate.
+    pub left: Option<Left>,
+}
+
+impl Limits {
+    /// The limits of `keys`; `previous` are those that were in force until now.
+    pub fn new(plans: &[Plan], keys: &[key::Settings], metrics: &Metrics, previous: Option<&Self>) -> Self {
+        let mut rates: Vec<Arc<RateLimit>> = Vec::new();
+        let mut rate_of = |rate: Rate| {
+            if let Some(known) = rates.iter().find(|known| known.rate == rate) {
+                return Arc::clone(known);
+            }
+            let kept = previous.and_then(|previous| previous.table.rates.iter().find(|kept| kept.rate == rate));
+            let limit = kept.map_or_else(|| Arc::new(RateLimit::new(rate)), Arc::clone);
+            limit.forget_idle();
+            rates.push(Arc::clone(&limit));
+            limit
+        };
+        let mut allowances = HashMap::with_capacity(keys.len());
+        for key in keys {
+            // a plan that does not exist is refused by the configuration; without an allowance nothing passes
+            let Some(plan) = plans.iter().find(|plan| plan.name == key.plan) else { continue };
+            let known = previous.and_then(|previous| previous.table.allowances.get(key.id.as_str()));
+            let metrics = metrics.key(&key.id);
+            let in_flight = known.map_or_else(
+                || {
+                    let gauge = metrics.in_flight.clone();
+                    Counter::telling(move |change| gauge.add(change))
+                },
+                |known| Arc::clone(&known.in_flight),
+            );
+            let allowance = Allowance {
+                spender: spender(&key.id),
+                rate: plan.rate.map(&mut rate_of),
+                most: plan.in_flight.unwrap_or(u32::MAX),
+                in_flight,
+                metrics,
+            };
+            allowances.insert(key.id.as_str().into(), allowance);
+        }
+        Self { table: Arc::new(Table { allowances, rates }) }
+    }
+
+    /// Spends one request of the key's.
+    pub(super) fn admit(&self, key: &str) -> Result<Admission, Error> {
+        let allowance = self.table.allowances.get(key).ok_or_else(|| Error::Internal("a key without a plan".into()))?;
+        let refused = |refusal: Refusal| {
+            allowance.metrics.refused(refusal.window).inc();
+            Error::Limited(refusal)
+        };
+        // a permit that the rate then refuses is dropped, a spent request could not be given back
+        let permit =
+            allowance.in_flight.take(allowance.most).ok_or_else(|| refused(too_many_in_flight(allowance.most)))?;
+        let left = match &allowance.rate {
+            Some(rate) => Some(rate.spend(&allowance.spender).map_err(refused)?),
+            None => None,
+        };
+        allowance.metrics.admitted.inc();
+        Ok(Admission { permit, left })
+    }
+
+    /// Requests of the key's in flight now.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self, key: &str) -> u32 {
+        self.table.allowances.get(key).map_or(0, |allowance| allowance.in_flight.now())
+    }
+}
+
+fn too_many_in_flight(limit: u32) -> Refusal {
+    Refusal { window: Window::InFlight, retry_after: IN_FLIGHT_WAIT, limit, remaining: 0, reset: IN_FLIGHT_WAIT }
+}
+
+fn spender(id: &str) -> Spender {
+    let digest: [u8; 32] = Sha256::digest(id).into();
+    digest.first_chunk().copied().unwrap_or_default()
+}

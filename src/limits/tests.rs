@@ -1,0 +1,234 @@
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use bytes::Bytes;
+use governor::clock::FakeRelativeClock;
+use governor::middleware::StateInformationMiddleware;
+use governor::{Quota as GovernorQuota, RateLimiter};
+
+use super::rate::{Quota, spend};
+use super::*;
+use crate::auth::key;
+use crate::body::Body;
+use crate::error::{Error, Refusal, Window};
+use crate::telemetry::Metrics;
+
+const PLENTY: Rate = Rate { requests: 60, per: Duration::from_secs(60), burst: 20 };
+/// One request, and none back for a day.
+const ONE: Rate = Rate { requests: 1, per: Duration::from_hours(24), burst: 1 };
+
+fn plan(name: &str, rate: impl Into<Option<Rate>>, in_flight: impl Into<Option<u32>>) -> Plan {
+    Plan { name: name.into(), rate: rate.into(), in_flight: in_flight.into() }
+}
+
+fn key(id: &str, plan: &str) -> key::Settings {
+    key::Settings { id: id.into(), digest: [0; 32], plan: plan.into(), scopes: Vec::new() }
+}
+
+fn limits(plan: Plan, metrics: &Metrics) -> Limits {
+    let keys = [key("a", &plan.name), key("b", &plan.name)];
+    Limits::new(&[plan], &keys, metrics, None)
+}
+
+fn refusal(limits: &Limits, key: &str) -> Refusal {
+    match limits.admit(key) {
+        Err(Error::Limited(refusal)) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn a_burst_passes_at_once_and_then_one_request_each_period() {
+    let clock = FakeRelativeClock::default();
+    let quota = Quota::of(PLENTY);
+    assert_eq!(quota, Quota { period: Duration::from_secs(1), burst: 20 });
+    let governor = GovernorQuota::with_period(quota.period).unwrap().allow_burst(quota.burst.try_into().unwrap());
+    let limiter =
+        RateLimiter::dashmap_with_clock(governor, clock.clone()).with_middleware::<StateInformationMiddleware>();
+    let spend = || spend(&limiter, quota, &[1; 16]);
+
+    for spent in 1..=20 {
+        let left = spend().unwrap();
+        assert_eq!(left, Left { limit: 20, remaining: 20 - spent, reset: Duration::from_secs(spent.into()) });
+    }
+    clock.advance(Duration::from_millis(400));
+    let refused = spend().unwrap_err();
+    assert_eq!((refused.limit, refused.remaining), (20, 0));
+    assert_eq!(refused.retry_after, Duration::from_millis(600));
+    assert_eq!(refused.reset, Duration::from_millis(19_600));
+    clock.advance(refused.retry_after);
+    assert_eq!(spend().unwrap().remaining, 0);
+    assert!(spend().is_err());
+    clock.advance(Duration::from_secs(60));
+    assert_eq!(spend().unwrap().remaining, 19);
+}
+
+#[test]
+fn any_rate_makes_a_limiter() {
+    for requests in [0, 1, u32::MAX] {
+        for per in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
+            for burst in [0, 1, u32::MAX] {
+                let limits = limits(plan("p", Rate { requests, per, burst }, None), &Metrics::new());
+                assert!(limits.admit("a").is_ok(), "{requests} per {per:?}, {burst} at once");
+                let _ = limits.admit("a");
+            }
+        }
+    }
+}
+
+#[test]
+fn exactly_the_burst_is_admitted_however_many_ask_at_once() {
+    let metrics = Metrics::new();
+    let rate = Rate { requests: 1, per: Duration::from_hours(24), burst: 100 };
+    let limits = limits(plan("p", rate, None), &metrics);
+    let admitted = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| {
+                for _ in 0..100 {
+                    admitted.fetch_add(u32::from(limits.admit("a").is_ok()), Ordering::Relaxed);
+                }
+            });
+        }
+    });
+    assert_eq!(admitted.into_inner(), 100);
+    assert_eq!(metrics.key("a").admitted.get(), 100);
+    assert_eq!(metrics.key("a").rate_refused.get(), 700);
+}
+
+#[test]
+fn never_more_in_flight_than_the_plan_says_however_many_ask_at_once() {
+    let limits = limits(plan("p", None, 8), &Metrics::new());
+    let most = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    if let Ok(_admission) = limits.admit("a") {
+                        most.fetch_max(limits.in_flight("a"), Ordering::Relaxed);
+                        std::thread::yield_now();
+                    }
+                }
+            });
+        }
+    });
+    assert!((1..=8).contains(&most.into_inner()));
+    assert_eq!(limits.in_flight("a"), 0);
+}
+
+#[test]
+fn a_refusal_by_one_limit_does_not_spend_the_other() {
+    let metrics = Metrics::new();
+    let rate = Rate { burst: 2, ..ONE };
+    let limits = limits(plan("p", rate, 1), &metrics);
+    let first = limits.admit("a").unwrap();
+    for _ in 0..10 {
+        let refused = refusal(&limits, "a");
+        assert_eq!((refused.window, refused.limit), (Window::InFlight, 1));
+        assert!(refused.retry_after >= Duration::from_secs(1));
+    }
+    drop(first);
+    // the ten spent nothing of the burst
+    drop(limits.admit("a").unwrap());
+    assert_eq!(refusal(&limits, "a").window, Window::Rate);
+    // and that one holds no place
+    assert_eq!(limits.in_flight("a"), 0);
+    assert_eq!(metrics.key("a").in_flight_refused.get(), 10);
+    assert_eq!(metrics.key("a").rate_refused.get(), 1);
+}
+
+#[test]
+fn one_key_does_not_spend_what_is_anothers() {
+    let limits = limits(plan("p", ONE, 1), &Metrics::new());
+    let _held = limits.admit("a").unwrap();
+    assert!(limits.admit("a").is_err());
+    assert!(limits.admit("b").is_ok());
+}
+
+#[test]
+fn a_plan_without_limits_refuses_nothing_but_counts() {
+    let limits = limits(plan("p", None, None), &Metrics::new());
+    let held: Vec<_> = (0..1000).map(|_| limits.admit("a").unwrap()).collect();
+    assert!(held.iter().all(|admission| admission.left.is_none()));
+    assert_eq!(limits.in_flight("a"), 1000);
+}
+
+#[test]
+fn a_key_without_a_plan_does_not_pass() {
+    let limits = Limits::new(&[], &[key("a", "gone")], &Metrics::new(), None);
+    assert!(matches!(limits.admit("a"), Err(Error::Internal(_))));
+}
+
+#[tokio::test]
+async fn a_place_is_held_until_the_last_byte_of_the_stream() {
+    let metrics = Metrics::new();
+    let limits = limits(plan("p", None, 1), &metrics);
+    let (frames, body) = stream();
+    let admission = limits.admit("a").unwrap();
+    let mut body = Body::stream(body).holding(admission.permit);
+    let gauge = metrics.key("a").in_flight.clone();
+
+    frames.send("first").unwrap();
+    assert_eq!(next(&mut body).await.unwrap(), "first");
+    assert!(limits.admit("a").is_err());
+    assert_eq!(gauge.get(), 1);
+    drop(frames);
+    assert!(next(&mut body).await.is_none());
+    assert_eq!((limits.in_flight("a"), gauge.get()), (0, 0));
+    assert!(limits.admit("a").is_ok());
+}
+
+#[tokio::test]
+async fn a_client_that_leaves_gives_its_place_back() {
+    let limits = limits(plan("p", None, 1), &Metrics::new());
+    let (_frames, body) = stream();
+    let body = Body::stream(body).holding(limits.admit("a").unwrap().permit);
+    assert!(limits.admit("a").is_err());
+    drop(body);
+    assert!(limits.admit("a").is_ok());
+}
+
+#[test]
+fn a_reload_keeps_what_was_spent_and_who_is_in_flight() {
+    let metrics = Metrics::new();
+    let before = limits(plan("p", ONE, 2), &metrics);
+    let held = before.admit("a").unwrap();
+
+    // the same rate under another name, one more key
+    let keys = [key("a", "q"), key("b", "q"), key("c", "q")];
+    let after = Limits::new(&[plan("q", ONE, 2)], &keys, &metrics, Some(&before));
+    assert_eq!(refusal(&after, "a").window, Window::Rate);
+    assert!(after.admit("b").is_ok() && after.admit("c").is_ok());
+
+    // another rate starts anew; the request in flight is still counted
+    let faster = Rate { requests: 2, ..ONE };
+    let after = Limits::new(&[plan("q", faster, 1)], &keys, &metrics, Some(&after));
+    assert_eq!(refusal(&after, "a").window, Window::InFlight);
+    drop(held);
+    assert!(after.admit("a").is_ok());
+    assert_eq!(metrics.key("a").in_flight.get(), 0);
+}
+
+/// A body fed by the test; it ends when the sender is dropped.
+fn stream() -> (tokio::sync::mpsc::UnboundedSender<&'static str>, Fed) {
+    let (frames, fed) = tokio::sync::mpsc::unbounded_channel();
+    (frames, Fed(fed))
+}
+
+struct Fed(tokio::sync::mpsc::UnboundedReceiver<&'static str>);
+
+impl http_body::Body for Fed {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Bytes>, Error>>> {
+        self.0.poll_recv(cx).map(|data| data.map(|data| Ok(http_body::Frame::data(data.into()))))
+    }
+}
+
+async fn next(body: &mut Body) -> Option<Bytes> {
+    use http_body_util::BodyExt as _;
+    body.frame().await.map(|frame| frame.unwrap().into_data().unwrap())
+}
