@@ -1,6 +1,39 @@
 //! Shared state behind one door: in this process (the embedded default) or in Redis.
+//!
+//! What is kept here may be lost at any moment: nobody's answer depends on it. A store that is slow or gone costs a
+//! request at most its time budget, then nothing at all until it is back by itself.
 
+mod entry;
+mod memory;
+mod redis;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::telemetry::Metrics;
+
+use self::memory::Memory;
+pub use self::redis::BadUrl;
+use self::redis::Redis;
+pub use entry::Entry;
+
+/// What a value is found by: a SHA-256.
+pub type Key = [u8; 32];
+
+/// Where values are kept and how many bytes they may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// None: in this process.
+    pub redis: Option<RedisSettings>,
+    /// Bytes of one value's body at most.
+    pub max_entry: u64,
+    /// Bytes of all values at most (in this process only; Redis has its own `maxmemory`).
+    pub max_total: u64,
+}
 
 /// What the configuration says of Redis.
 #[derive(Clone, PartialEq, Eq)]
@@ -11,10 +44,118 @@ pub struct RedisSettings {
     pub timeout: Duration,
     /// In front of every Redis key of the gateway's.
     pub prefix: String,
+    /// PEM file of the authorities a `rediss://` server's certificate is checked against; None: the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
-impl std::fmt::Debug for RedisSettings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RedisSettings").field("timeout", &self.timeout).field("prefix", &self.prefix).finish_non_exhaustive()
+impl RedisSettings {
+    /// Whether the URL is one; a file of authorities is not read here.
+    pub fn check(&self) -> Result<(), BadUrl> {
+        redis::check_url(&self.url)
+    }
+}
+
+impl fmt::Debug for RedisSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { url: _, timeout, prefix, ca_file } = self;
+        f.debug_struct("RedisSettings")
+            .field("timeout", timeout)
+            .field("prefix", prefix)
+            .field("ca_file", ca_file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The store; clones share it.
+#[derive(Clone)]
+pub struct Store {
+    settings: Arc<Settings>,
+    place: Place,
+}
+
+#[derive(Clone)]
+enum Place {
+    Memory(Arc<Memory>),
+    Redis(Arc<Redis>),
+}
+
+/// Why the store gave no answer; the request goes on without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoreError {
+    /// It was not reached before, and is not asked until it is.
+    Down,
+    /// It did not reply within its budget.
+    Timeout,
+    /// The connection broke.
+    Lost,
+    /// As many commands as may be are waiting for their replies.
+    Busy,
+    /// It replied with an error or with something that is no value of the gateway's.
+    Reply,
+}
+
+impl fmt::Display for StoreError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Down => "the store is not reachable",
+            Self::Timeout => "the store did not reply in time",
+            Self::Lost => "the connection to the store broke",
+            Self::Busy => "too many commands wait for the store",
+            Self::Reply => "the store replied with an error",
+        })
+    }
+}
+
+impl std::error::Error for StoreError {}
+
+/// What `/readyz` says of the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Health {
+    Ok,
+    /// Requests go on without it; the text says why.
+    Degraded(&'static str),
+}
+
+impl Store {
+    /// Opens the store; nothing is waited for. The memory or connection of `previous` is kept if the settings are the
+    /// same.
+    ///
+    /// Must be called within a tokio runtime: a task keeps the connection to Redis.
+    pub fn new(settings: Settings, metrics: &Arc<Metrics>, previous: Option<&Self>) -> Result<Self, BadUrl> {
+        if let Some(previous) = previous.filter(|previous| *previous.settings == settings) {
+            return Ok(previous.clone());
+        }
+        let place = match &settings.redis {
+            None => Place::Memory(Arc::new(Memory::new(settings.max_total, metrics))),
+            Some(redis) => Place::Redis(Arc::new(Redis::new(redis, settings.max_entry, Arc::clone(metrics))?)),
+        };
+        Ok(Self { settings: Arc::new(settings), place })
+    }
+
+    /// The value of `key`, if there is one that has not expired.
+    pub async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        match &self.place {
+            Place::Memory(memory) => Ok(memory.get(key)),
+            Place::Redis(redis) => redis.get(key).await,
+        }
+    }
+
+    /// Keeps `entry` for `ttl`, unless it is too large or the store is in trouble. Nobody waits for it.
+    pub fn put(&self, key: Key, entry: Entry, ttl: Duration) {
+        if ttl.is_zero() || entry.body.len() as u64 > self.settings.max_entry {
+            return;
+        }
+        match &self.place {
+            Place::Memory(memory) => memory.put(key, entry, ttl),
+            Place::Redis(redis) => redis.put(&key, &entry, ttl),
+        }
+    }
+
+    pub fn health(&self) -> Health {
+        match &self.place {
+            Place::Memory(_) => Health::Ok,
+            Place::Redis(redis) if redis.is_up() => Health::Ok,
+            Place::Redis(_) => Health::Degraded("redis is not reachable: answers are not cached"),
+        }
     }
 }

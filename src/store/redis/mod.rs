@@ -1,0 +1,159 @@
+//! Values in Redis, shared by all gateways that use the same Redis and prefix.
+//!
+//! A command waits for its reply no longer than its budget and no command waits for a connection: there is one, or the
+//! store is down. How many commands and bytes wait for replies is bounded; what is over the bound is refused at once.
+
+mod link;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::redis::{Client, Cmd, IntoConnectionInfo, TlsCertificates, Value};
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+
+use super::{Entry, Key, RedisSettings, StoreError};
+use crate::telemetry::Metrics;
+use link::{Link, keep};
+
+/// Gets that may wait for replies at once.
+const READS: usize = 1024;
+/// Puts that may wait for replies at once; each holds a value.
+const WRITES: usize = 64;
+/// Time budget of a put: no client waits for it.
+const WRITE_BUDGET: Duration = Duration::from_secs(1);
+
+pub(super) struct Redis {
+    link: Arc<Link>,
+    keeper: JoinHandle<()>,
+    prefix: Box<str>,
+    timeout: Duration,
+    /// Bytes of a reply at most.
+    most_bytes: u64,
+    reads: Semaphore,
+    writes: Arc<Semaphore>,
+    metrics: Arc<Metrics>,
+}
+
+/// The configured Redis cannot be used; the text holds no part of the URL.
+#[derive(Debug)]
+pub struct BadUrl(String);
+
+impl fmt::Display for BadUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for BadUrl {}
+
+pub(super) fn check_url(url: &str) -> Result<(), BadUrl> {
+    url.into_connection_info().map(drop).map_err(|error| {
+        let detail = if error.detail().is_some() { "" } else { " (expected redis://[user:password@]host[:port][/db])" };
+        BadUrl(format!("this is not a Redis URL: {}{detail}", error.category()))
+    })
+}
+
+fn client(settings: &RedisSettings) -> Result<Client, BadUrl> {
+    check_url(&settings.url)?;
+    let url = settings.url.as_str();
+    let opened = match &settings.ca_file {
+        None => Client::open(url),
+        Some(file) => {
+            let authorities = std::fs::read(file)
+                .map_err(|error| BadUrl(format!("cannot read the ca_file {}: {error}", file.display())))?;
+            Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert: Some(authorities) })
+        }
+    };
+    opened.map_err(|error| BadUrl(format!("cannot use this Redis: {}", error.category())))
+}
+
+impl Redis {
+    pub(super) fn new(settings: &RedisSettings, max_entry: u64, metrics: Arc<Metrics>) -> Result<Self, BadUrl> {
+        let client = client(settings)?;
+        let link = Arc::new(Link::new(Arc::clone(&metrics)));
+        let keeper = tokio::spawn(keep(Arc::clone(&link), client, settings.timeout));
+        Ok(Self {
+            link,
+            keeper,
+            prefix: format!("{}cache:", settings.prefix).into(),
+            timeout: settings.timeout,
+            most_bytes: Entry::most_bytes(max_entry),
+            reads: Semaphore::new(READS),
+            writes: Arc::new(Semaphore::new(WRITES)),
+            metrics,
+        })
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.link.is_up()
+    }
+
+    pub(super) async fn get(&self, key: &Key) -> Result<Option<Entry>, StoreError> {
+        let Ok(_permit) = self.reads.try_acquire() else {
+            self.metrics.redis_error("refused");
+            return Err(StoreError::Busy);
+        };
+        // a range, not the whole: whoever else writes to this Redis cannot make the gateway read without end
+        let mut command = Cmd::new();
+        command.arg("GETRANGE").arg(self.redis_key(key)).arg(0).arg(self.most_bytes);
+        match self.link.run(&command, self.timeout).await? {
+            Value::BulkString(bytes) if bytes.is_empty() => Ok(None),
+            // another version's, or not the gateway's at all: it will be written over
+            Value::BulkString(bytes) => Ok(Entry::decode(Bytes::from(bytes))),
+            _ => {
+                self.metrics.redis_error("reply");
+                Err(StoreError::Reply)
+            }
+        }
+    }
+
+    /// Returns at once; the value is on its way or given up.
+    pub(super) fn put(&self, key: &Key, entry: &Entry, ttl: Duration) {
+        if !self.link.is_up() {
+            return;
+        }
+        let Ok(permit) = Arc::clone(&self.writes).try_acquire_owned() else {
+            self.metrics.redis_error("refused");
+            return;
+        };
+        let Some(value) = entry.encode() else { return };
+        let milliseconds = i64::try_from(ttl.as_millis()).unwrap_or(i64::MAX).max(1);
+        let mut command = Cmd::new();
+        command.arg("SET").arg(self.redis_key(key)).arg(value).arg("PX").arg(milliseconds);
+        let link = Arc::clone(&self.link);
+        // ends by itself within its budget
+        tokio::spawn(async move {
+            let _permit = permit;
+            let _ = link.run(&command, WRITE_BUDGET).await;
+        });
+    }
+
+    fn redis_key(&self, key: &Key) -> String {
+        let mut text = String::with_capacity(self.prefix.len() + 2 * key.len());
+        text.push_str(&self.prefix);
+        text.push_str(&hex::encode(key));
+        text
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.keeper.abort();
+    }
+}
+
+#[cfg(test)]
+impl Redis {
+    /// Any command, with time to spare.
+    pub(super) async fn run_for_test(&self, command: &Cmd) -> Result<Value, StoreError> {
+        self.link.run(command, Duration::from_secs(20)).await
+    }
+
+    /// True if no command waits for its reply.
+    pub(super) fn idle_for_test(&self) -> bool {
+        self.reads.available_permits() == READS && self.writes.available_permits() == WRITES
+    }
+}
