@@ -228,6 +228,8 @@ impl http_body::Body for Fed {
     }
 }
 
+impl crate::body::Stream for Fed {}
+
 async fn next(body: &mut Body) -> Option<Bytes> {
     use http_body_util::BodyExt as _;
     body.frame().await.map(|frame| frame.unwrap().into_data().unwrap())
