@@ -111,6 +111,9 @@ class Python:
         options = {"headers": {"X-Stainless-Raw-Response": "raw"}}
         return self.run(lambda: self.client.post(path, cast_to=object, body=body, options=options))
 
+    def upload(self, path, parent, name, text):
+        return self.call(path, parent, file=(name, text.encode()))
+
     def run(self, send):
         self.attempts = []
         with refusals(self):
@@ -176,6 +179,7 @@ class Node:
             env=variables,
             preexec_fn=die_with_parent,
         )
+        self.sending = threading.Lock()
         self.last_id = 0
         self.lines = {}
         threading.Thread(target=self.sort_lines, daemon=True).start()
@@ -188,11 +192,12 @@ class Node:
             lines.put({"refused": dict(name="NodeEnded", status=None, message="node ended", body=None, headers={})})
 
     def send(self, command):
-        self.last_id += 1
-        self.lines[self.last_id] = queue.Queue()
-        self.process.stdin.write(json.dumps({"id": self.last_id, **command}) + "\n")
-        self.process.stdin.flush()
-        return self.last_id
+        with self.sending:
+            self.last_id += 1
+            self.lines[self.last_id] = queue.Queue()
+            self.process.stdin.write(json.dumps({"id": self.last_id, **command}) + "\n")
+            self.process.stdin.flush()
+            return self.last_id
 
     def run(self, command):
         number = self.send(command)
@@ -242,6 +247,9 @@ class TypeScript:
 
     def post(self, path, **body):
         return self.node.run({"client": self.client, "path": "post", "args": [path, {"body": body}]})
+
+    def upload(self, path, parent, name, text):
+        return self.node.run({"client": self.client, "path": path, "args": [parent], "file": {"name": name, "text": text}})
 
     def close(self):
         pass

@@ -1,7 +1,7 @@
 // Drives the official TypeScript client and plain `fetch` for the tests: one JSON command a line on standard input,
 // JSON lines with the same id on standard output.
 //
-//   {id, client: {baseURL, apiKey, …}, path: "agents.messages.create", args: […]}
+//   {id, client: {baseURL, apiKey, …}, path: "agents.messages.create", args: […]}, with `file: {name, text}` an upload
 //       -> {id, reply: {status, headers, value}}                          one answer
 //       -> {id, opened: {status, headers}}, {id, event} …, {id, ended}    a stream
 //       -> {id, refused: {name, status, message, body, headers}}          also in the middle of a stream
@@ -27,11 +27,12 @@ function clientFor(id, { headers, ...options }) {
   return new Letta({ ...options, defaultHeaders: headers, fetch: fetchAndTell });
 }
 
-async function call(id, { client, path, args }) {
+async function call(id, { client, path, args, file }) {
   let owner = clientFor(id, client);
   const names = path.split('.');
   const method = names.pop();
   for (const name of names) owner = owner[name];
+  if (file) args.push({ file: new File([file.text], file.name) });
   const { data, response } = await owner[method](...args).withResponse();
   const head = { status: response.status, headers: Object.fromEntries(response.headers) };
   if (data?.[Symbol.asyncIterator] && data.controller) {

@@ -77,7 +77,12 @@ class Gateway:
             reader.start()
         expected = len(settings["listeners"])
         try:
-            wait_until(lambda: len(self.find(LISTENING)) == expected and self.find(ADMIN_LISTENING), "listening", START_SECONDS, self.process)
+            wait_until(
+                lambda: len(self.find(LISTENING)) == expected and self.find(ADMIN_LISTENING),
+                "listening",
+                START_SECONDS,
+                self.process,
+            )
         except Exception as error:
             self.process.kill()
             self.join()

@@ -161,7 +161,9 @@ async def embeddings(request):
     inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
     vector = [0.01] * EMBEDDING_DIMENSIONS
     data = [{"object": "embedding", "index": n, "embedding": vector} for n in range(len(inputs))]
-    return web.json_response({"object": "list", "data": data, "model": body.get("model"), "usage": {"prompt_tokens": 1, "total_tokens": 1}})
+    return web.json_response(
+        {"object": "list", "data": data, "model": body.get("model"), "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+    )
 
 
 async def stats(request):

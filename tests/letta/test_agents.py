@@ -27,7 +27,10 @@ def test_an_agent_is_created_read_changed_and_deleted(client, direct):
 
 def test_a_list_honours_its_query(client, direct):
     tag = f"tag {uuid.uuid4()} & co/é"
-    made = [direct.call("agents.create", name=f"n{n}", model=MODEL, tags=[tag], include_base_tools=False).value["id"] for n in range(3)]
+    made = [
+        direct.call("agents.create", name=f"n{n}", model=MODEL, tags=[tag], include_base_tools=False).value["id"]
+        for n in range(3)
+    ]
 
     def ids(**query):
         return [agent["id"] for agent in client.call("agents.list", tags=[tag], order="asc", **query).value]
@@ -52,9 +55,20 @@ def test_two_mebibytes_pass_in_both_directions(client, agent):
     assert client.call("agents.retrieve", agent.id).value["metadata"] == {"text": text}
 
 
-def test_a_file_is_uploaded_as_letta_would_take_it(client, direct):
-    """An upload's multipart body reaches Letta whole; Letta then answers for itself."""
-    archive = client.call("archives.create", name="archive", embedding="openai/text-embedding-3-small").value
-    assert direct.call("archives.retrieve", archive["id"]).value["name"] == "archive"
-    client.call("archives.passages.create", archive["id"], text="a remembered fact")
-    client.call("archives.delete", archive["id"])
+def test_a_file_is_uploaded_whole(client, direct):
+    folder = client.call("folders.create", name=f"folder {uuid.uuid4()}", embedding="openai/text-embedding-3-small").value["id"]
+    text = "three mebibytes " * (3 << 16)
+    client.upload("folders.files.upload", folder, "notes.txt", text)
+    (stored,) = direct.call("folders.files.list", folder).value
+    assert (stored["original_file_name"], stored["file_size"]) == ("notes.txt", len(text))
+    client.call("folders.delete", folder)
+
+
+def test_an_archive_remembers(client, direct):
+    archive = client.call("archives.create", name="archive", embedding="openai/text-embedding-3-small").value["id"]
+    passage = client.call("archives.passages.create", archive, text="a fact").value
+    assert passage["text"] == "a fact"
+    client.call("archives.delete", archive)
+    with pytest.raises(Refused) as refused:
+        direct.call("archives.retrieve", archive)
+    assert refused.value.name == "NotFoundError"

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -120,16 +121,24 @@ def test_a_replica_that_is_back_is_used_again(connect, own_gateway, agent, morta
 
 
 def test_a_replica_killed_under_a_message_is_told_and_the_message_is_not_sent_twice(connect, own_gateway, agent, mortal):
-    conversation = connect(own_gateway.url)
-    marks = mortal.mark()
+    client = connect(own_gateway.url, retries=2)
     text = f"[[delay=30]] {agent.id}"
-    # Started asynchronously by the stream: with pings on, the first event comes before the model answers.
-    stream = conversation.call("agents.messages.create", agent.id, messages=user(text), streaming=True)
-    wait_until(lambda: mortal.model.calls(text), "the model was asked")
-    serving(mortal, marks).kill()
-    with pytest.raises(Refused):
-        list(stream)
+    marks = mortal.mark()
+    with ThreadPoolExecutor(1) as waiting:
+        sent = waiting.submit(client.call, "agents.messages.create", agent.id, messages=user(text))
+        wait_until(lambda: mortal.model.calls(text), "the model was asked")
+        dead = serving(mortal, marks)
+        dead.kill()
+        with pytest.raises(Refused) as refused:
+            sent.result(timeout=20)
+    assert refused.value.name == "InternalServerError"
+    assert refused.value.status == 502
+    # Whether Letta did it is unknown, so neither the gateway nor the client does it again.
+    assert refused.value.headers["x-should-retry"] == "false"
+    assert refused.value.attempts == [502]
+    assert refused.value.body["detail"] == refused.value.body["message"]
     assert len(mortal.model.calls(text)) == 1
+    assert [request["replica"] for request in mortal.requests(marks)] == [mortal.replicas.index(dead)]
 
 
 def test_an_agents_messages_stay_with_one_replica(connect, own_gateway, agent, letta):

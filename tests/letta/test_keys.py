@@ -142,7 +142,12 @@ def test_replicas_refuse_who_comes_without_the_password(letta):
 
 
 def test_a_client_cannot_choose_another_letta_user(connect, gateway, agent, letta):
-    chosen = {"user_id": OTHER_USER, "X-Organization-Id": "org-1", "X-Experimental-Letta-V1-Agent": "true", "X-Billing-Plan-Type": "free"}
+    chosen = {
+        "user_id": OTHER_USER,
+        "X-Organization-Id": "org-1",
+        "X-Experimental-Letta-V1-Agent": "true",
+        "X-Billing-Plan-Type": "free",
+    }
     client = connect(gateway.url, headers=chosen)
     marks = letta.mark()
     assert client.call("agents.retrieve", agent.id).value["id"] == agent.id

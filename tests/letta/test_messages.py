@@ -1,9 +1,11 @@
 """Messages, streams, runs and conversations through the gateway, as the official clients send them."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from clients import Refused
-from environment import wait_until
+from environment import MODEL, wait_until
 
 
 def user(text):
@@ -144,7 +146,11 @@ def test_a_pending_approval_arrives_as_letta_says_it(client, agent):
 
 @pytest.mark.parametrize(
     ("status", "name", "kind"),
-    [(401, "AuthenticationError", "llm_authentication"), (429, "RateLimitError", "llm_rate_limit"), (500, "InternalServerError", "llm_error")],
+    [
+        (401, "AuthenticationError", "llm_authentication"),
+        (429, "RateLimitError", "llm_rate_limit"),
+        (500, "InternalServerError", "llm_error"),
+    ],
 )
 def test_a_model_that_refuses_is_told_in_lettas_words(client, agent, status, name, kind):
     text = f"[[status={status}]]"
@@ -170,3 +176,14 @@ def test_a_silent_stream_is_kept_until_the_model_speaks(client, agent):
     text = "[[delay=3]] thought about it"
     stream = client.call("agents.messages.create", agent.id, messages=user(text), streaming=True, include_pings=False)
     assert words(list(stream)) == "echo: thought about it"
+
+
+def test_many_at_once_each_get_their_own_answer(client, direct, letta):
+    marks = letta.mark()
+    agents = [direct.call("agents.create", name=f"n{n}", model=MODEL, include_base_tools=False).value["id"] for n in range(12)]
+    with ThreadPoolExecutor(len(agents)) as pool:
+        replies = list(pool.map(lambda agent: client.call("agents.messages.create", agent, messages=user(agent)), agents))
+    assert [reply.value["messages"][-1]["content"] for reply in replies] == [f"echo: {agent}" for agent in agents]
+    messages = [request for request in letta.requests(marks) if request["target"].endswith("/messages")]
+    assert len(messages) == len(agents)
+    assert {request["replica"] for request in messages} == {0, 1}
