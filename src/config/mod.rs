@@ -1,8 +1,28 @@
 //! YAML text -> settings owned by each part, or every problem with its line.
+//!
+//! [`load`] reads everything `run` needs before it binds, so what passes here starts. Nothing of a configuration is
+//! taken over unless all of it is right.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::{admin, auth, balance, cache, cors, limits, listen, store, telemetry, upstream};
+
+mod document;
+mod problem;
+mod raw;
+mod raw_upstream;
+mod read;
+mod secret;
+mod settings;
+mod units;
+mod workers;
+
+#[cfg(test)]
+mod tests;
+
+pub use document::Environment;
+pub use problem::{Place, Problem, Problems};
 
 /// A configuration that was checked whole.
 #[derive(Clone, PartialEq)]
@@ -22,4 +42,51 @@ pub struct Settings {
     pub drain: Duration,
     /// Worker threads; None: one per CPU.
     pub workers: Option<u16>,
+    /// Every file that was read for it: itself, certificates and their keys, secrets.
+    pub files: Vec<PathBuf>,
+    /// What is allowed but probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads the file at `path`, with `${…}` from this process's environment.
+pub fn load(path: &Path) -> Result<Settings, Problems> {
+    let text = std::fs::read(path)
+        .map_err(|error| Problems::of_file(path, format!("cannot be read: {error}")))
+        .and_then(|bytes| {
+            String::from_utf8(bytes)
+                .map_err(|_| Problems::of_file(path, "is not UTF-8 text; save it as such".to_owned()))
+        })?;
+    parse(&text, path, &|name| std::env::var(name).ok())
+}
+
+/// Reads `text` as the file at `path`, which other files are relative to.
+pub fn parse(text: &str, path: &Path, env: Environment<'_>) -> Result<Settings, Problems> {
+    let file = path.display().to_string();
+    let (mut root, mut problems) = document::parse(text, &file, env).map_err(|problem| Problems::new(vec![problem]))?;
+    let places = root.places();
+    let read = read::read(&mut root, &file);
+    // checks on a file with holes would tell of problems that are none
+    let whole = problems.is_empty() && read.misfits.is_empty();
+    problems.extend(read.unknown_keys);
+    problems.extend(read.misfits);
+    match read.value {
+        Some(raw) if whole => settings::check(raw, path, file, places, problems),
+        _ => Err(Problems::new(problems)),
+    }
+}
+
+/// What of `new` a running gateway that was started with `old` cannot take over, in the words of the file.
+pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
+    let sockets = |settings: &Settings| -> Vec<_> {
+        settings.listeners.iter().map(|listener| (listener.address, listener.tls.is_some())).collect()
+    };
+    [
+        ("listeners[].address", sockets(old) != sockets(new)),
+        ("admin.address", old.admin != new.admin),
+        ("log", old.log != new.log),
+        ("workers", old.workers != new.workers),
+    ]
+    .into_iter()
+    .filter_map(|(name, changed)| changed.then_some(name))
+    .collect()
 }

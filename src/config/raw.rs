@@ -1,0 +1,324 @@
+//! The YAML file as it is written: every option, its default, and (in its doc comment) its line in the JSON Schema.
+//!
+//! Defaults stand here and nowhere else. What has no default is an `Option` that the schema calls required.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub(super) use super::raw_upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
+use super::secret::Secret;
+use super::units::{ByteSize, DurationText};
+use super::workers::Workers;
+
+/// Configuration of letta-gateway.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Config {
+    /// Where clients connect; at least one.
+    #[schemars(length(min = 1))]
+    pub listeners: Vec<Listener>,
+    /// Metrics and health, apart from the clients' listeners.
+    pub admin: Admin,
+    /// The Letta replicas, under a name of your choice; exactly one group.
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// The API keys; without one of them only Letta's health route answers.
+    pub keys: Vec<Key>,
+    /// What a key may use up, by the plan's name.
+    pub plans: BTreeMap<String, Plan>,
+    /// Where shared state is kept; in this process unless Redis is named.
+    pub store: Store,
+    /// Answers to repeated messages; off until agents are named.
+    pub cache: Cache,
+    /// Browsers of other origins.
+    pub cors: Cors,
+    /// What is told on standard output and standard error.
+    pub log: Log,
+    /// How long streams may go on after SIGTERM.
+    pub drain: DurationText,
+    /// Worker threads: auto (one for each CPU) or a number.
+    pub workers: Workers,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listeners: Vec::new(),
+            admin: Admin::default(),
+            upstreams: BTreeMap::new(),
+            keys: Vec::new(),
+            plans: BTreeMap::from([(DEFAULT_PLAN.to_owned(), Plan::standard())]),
+            store: Store::default(),
+            cache: Cache::default(),
+            cors: Cors::default(),
+            log: Log::default(),
+            drain: DurationText::secs(30),
+            workers: Workers(None),
+        }
+    }
+}
+
+/// Where clients connect.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Listener {
+    /// IP address and port, e.g. 0.0.0.0:8283.
+    #[schemars(required)]
+    pub address: Option<String>,
+    /// Left out: plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
+    /// Open connections at most; more are closed at once.
+    pub max_connections: u32,
+    /// For the TLS handshake, and for the HTTP/2 preface.
+    pub handshake_timeout: DurationText,
+    /// From a request's first byte to the end of its head.
+    pub header_timeout: DurationText,
+    /// How long a connection may stay without a request.
+    pub idle_timeout: DurationText,
+    /// How long a client may take no byte of what it is owed.
+    pub write_timeout: DurationText,
+    /// Size of a request's head at most.
+    pub max_header_size: ByteSize,
+    /// Requests at once on one HTTP/2 connection.
+    pub max_streams: u32,
+}
+
+impl Default for Listener {
+    fn default() -> Self {
+        Self {
+            address: None,
+            tls: None,
+            max_connections: 10_000,
+            handshake_timeout: DurationText::secs(10),
+            header_timeout: DurationText::secs(15),
+            idle_timeout: DurationText::secs(60),
+            write_timeout: DurationText::secs(60),
+            max_header_size: ByteSize::kib(32),
+            max_streams: 128,
+        }
+    }
+}
+
+/// TLS of one listener: `cert_file` and `key_file`, or `certificates`.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Tls {
+    /// PEM file of the certificate and its chain.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Several certificates, chosen by the name the client asks for; the first where none fits.
+    pub certificates: Vec<Certificate>,
+    /// The lowest version offered.
+    pub min_version: TlsVersion,
+}
+
+/// PEM files of one certificate.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Certificate {
+    /// PEM file of the certificate and its chain.
+    #[schemars(required)]
+    pub cert_file: Option<PathBuf>,
+    /// PEM file of its private key.
+    #[schemars(required)]
+    pub key_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub(super) enum TlsVersion {
+    #[default]
+    #[serde(rename = "1.2")]
+    V1_2,
+    #[serde(rename = "1.3")]
+    V1_3,
+}
+
+/// The admin listener: /metrics, /livez, /readyz.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Admin {
+    /// IP address and port, or none for no admin listener. It asks for no key: keep it on loopback or a private network.
+    pub address: String,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: "127.0.0.1:9090".to_owned() }
+    }
+}
+
+/// One API key; the file knows its SHA-256 only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Key {
+    /// Its name in logs and metrics.
+    #[schemars(required)]
+    pub id: Option<String>,
+    /// sha256: and 64 hex digits, as `letta-gateway keys create` or `keys hash` prints it.
+    #[schemars(required)]
+    pub hash: Option<Secret>,
+    /// The plan whose limits hold for it.
+    pub plan: String,
+    /// What it may do: read, message, modify, admin.
+    #[schemars(required, length(min = 1))]
+    pub scopes: Option<Vec<Scope>>,
+}
+
+/// The plan of a key that names none.
+pub(super) const DEFAULT_PLAN: &str = "standard";
+
+impl Default for Key {
+    fn default() -> Self {
+        Self { id: None, hash: None, plan: DEFAULT_PLAN.to_owned(), scopes: None }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Scope {
+    Read,
+    Message,
+    Modify,
+    Admin,
+}
+
+/// Limits of each key that has this plan; one that is left out does not limit.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Plan {
+    /// Requests per period.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
+    /// Requests at once; a stream counts until its last byte.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub in_flight: Option<u32>,
+}
+
+impl Plan {
+    fn standard() -> Self {
+        let rate = Rate { requests: Some(60), per: DurationText::secs(60), burst: Some(20) };
+        Self { rate: Some(rate), in_flight: Some(8) }
+    }
+}
+
+/// So many requests per period.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Rate {
+    /// How many.
+    #[schemars(required)]
+    pub requests: Option<u32>,
+    /// In how long.
+    pub per: DurationText,
+    /// How many of them at once; left out: all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<u32>,
+}
+
+impl Default for Rate {
+    fn default() -> Self {
+        Self { requests: None, per: DurationText::secs(60), burst: None }
+    }
+}
+
+/// Where shared state is kept.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Store {
+    /// Left out: in this process, shared with no other gateway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redis: Option<Redis>,
+}
+
+/// Redis as the store of all gateways.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Redis {
+    /// redis://[user:password@]host:port/database, or rediss:// for TLS; may be ${ENV} or file:/path.
+    #[schemars(required)]
+    pub url: Option<Secret>,
+    /// For one command; after it the request goes on without the store.
+    pub timeout: DurationText,
+    /// In front of every Redis key.
+    pub prefix: String,
+}
+
+impl Default for Redis {
+    fn default() -> Self {
+        Self { url: None, timeout: DurationText::millis(50), prefix: "lgw:".to_owned() }
+    }
+}
+
+/// Answers to repeated messages.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Cache {
+    /// Ids of the agents whose answers may be repeated, or "*" for all; empty: off.
+    pub agents: Vec<String>,
+    /// How long an answer may be repeated.
+    pub ttl: DurationText,
+    /// Size of one answer at most.
+    pub max_entry: ByteSize,
+    /// Size of all answers together; in Redis its own maxmemory holds instead.
+    pub max_total: ByteSize,
+    /// Who shares answers: each key has its own (key), or all keys share them (shared).
+    pub scope: CacheScope,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            agents: Vec::new(),
+            ttl: DurationText::secs(3600),
+            max_entry: ByteSize::kib(256),
+            max_total: ByteSize::mib(64),
+            scope: CacheScope::Key,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum CacheScope {
+    Key,
+    Shared,
+}
+
+/// Browsers of other origins.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Cors {
+    /// Origins that may read answers, e.g. https://app.example.com, or "*" alone; empty: none.
+    pub origins: Vec<String>,
+}
+
+/// What is told on standard output and standard error.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(super) struct Log {
+    /// error, warn, info, debug or trace; also by module, e.g. info,letta_gateway::balance=debug.
+    pub level: String,
+    /// Of diagnostics on standard error.
+    pub format: LogFormat,
+    /// One JSON line a request on standard output.
+    pub access: bool,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Text, access: true }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum LogFormat {
+    Text,
+    Json,
+}

@@ -1,0 +1,347 @@
+//! A tree into the raw structs, telling everything that does not fit instead of the first thing only.
+//!
+//! Unknown keys are told and passed over. A value of the wrong kind is told, taken out of the tree, and the tree read
+//! again until it fits. Messages name kinds, and values only where they stand in the file itself.
+
+use std::cell::RefCell;
+use std::fmt;
+
+use serde::de::value::StrDeserializer;
+use serde::de::{
+    self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor,
+};
+
+use super::document::{Entry, Node, Value};
+use super::problem::{Place, Problem, hint};
+
+/// What was read of a tree.
+pub(super) struct Read<T> {
+    /// None: hardly anything fits.
+    pub(super) value: Option<T>,
+    pub(super) unknown_keys: Vec<Problem>,
+    /// Not empty: `value` misses what they are about.
+    pub(super) misfits: Vec<Problem>,
+}
+
+/// Reads `root` as a `T`; what is told to be wrong is broken in `root`.
+pub(super) fn read<T: DeserializeOwned>(root: &mut Node, file: &str) -> Read<T> {
+    let unknown = RefCell::new(Vec::new());
+    let mut misfits = Vec::new();
+    let value = loop {
+        match T::deserialize(Reader { node: root, unknown: &unknown }) {
+            Ok(value) => break Some(value),
+            Err(fault) => {
+                let fault = fault.on(root);
+                let Some((place, path)) = fault.at else { break None };
+                if let Some(text) = fault.text {
+                    misfits.push(Problem { file: file.to_owned(), place: Some(place), text: under(&path, &text) });
+                }
+                // each round breaks one more node, so this ends
+                root.break_at(&path);
+                if root.is_broken() {
+                    break None;
+                }
+            }
+        }
+    };
+    let mut unknown_keys: Vec<Problem> = Vec::new();
+    for (place, text) in unknown.into_inner() {
+        // every round tells them anew
+        if !unknown_keys.iter().any(|told| told.place == Some(place)) {
+            unknown_keys.push(Problem { file: file.to_owned(), place: Some(place), text });
+        }
+    }
+    Read { value, unknown_keys, misfits }
+}
+
+fn under(path: &str, text: &str) -> String {
+    if path.is_empty() { text.to_owned() } else { format!("{path}: {text}") }
+}
+
+type UnknownKeys = RefCell<Vec<(Place, String)>>;
+
+#[derive(Clone, Copy)]
+struct Reader<'a> {
+    node: &'a Node,
+    unknown: &'a UnknownKeys,
+}
+
+impl<'a> Reader<'a> {
+    fn child(self, node: &'a Node) -> Self {
+        Self { node, ..self }
+    }
+
+    /// What an expanded `${…}` may stand for beside text.
+    fn expanded<T: std::str::FromStr>(self) -> Option<T> {
+        match &self.node.value {
+            Value::Text { text, expanded: true } => text.trim().parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn number<'de, V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.expanded() {
+            Some(number) => visitor.visit_u64(number),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
+    fn fields<'de, V: Visitor<'de>>(self, entries: &'a [Entry], known: &[&str], visitor: V) -> Result<V::Value, Fault> {
+        for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
+            let below = if self.node.path.is_empty() { String::new() } else { format!(" under {}", self.node.path) };
+            let text = format!("unknown key \"{}\"{below}{}", entry.key, hint(&entry.key, known));
+            self.unknown.borrow_mut().push((entry.place, text));
+        }
+        let entries = entries
+            .iter()
+            // an option without a value is left out
+            .filter(|entry| {
+                known.contains(&entry.key.as_str()) && !matches!(entry.node.value, Value::Null | Value::Broken)
+            });
+        visitor.visit_map(Entries { reader: self, rest: entries, next: None }).map_err(|fault| self.excuse(fault))
+    }
+
+    /// What is missing because it was told to be wrong is not told again.
+    fn excuse(self, mut fault: Fault) -> Fault {
+        if let (Some(field), None, Value::Map(entries)) = (fault.missing, &fault.at, &self.node.value)
+            && entries.iter().any(|entry| entry.key == field && entry.node.is_broken())
+        {
+            fault.text = None;
+        }
+        fault
+    }
+}
+
+impl<'de> Deserializer<'de> for Reader<'_> {
+    type Error = Fault;
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Null | Value::Broken => visitor.visit_unit(),
+            Value::Bool(value) => visitor.visit_bool(*value),
+            Value::Unsigned(value) => visitor.visit_u64(*value),
+            Value::Signed(value) => visitor.visit_i64(*value),
+            Value::Float(value) => visitor.visit_f64(*value),
+            Value::Text { text, .. } => visitor.visit_str(text),
+            Value::List(nodes) => {
+                let rest = nodes.iter().filter(|node| !node.is_broken());
+                visitor.visit_seq(Items { reader: self, rest })
+            }
+            Value::Map(entries) => {
+                let rest = entries.iter().filter(|entry| !entry.node.is_broken());
+                visitor.visit_map(Entries { reader: self, rest, next: None })
+            }
+        }
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.expanded() {
+            Some(value) => visitor.visit_bool(value),
+            None => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_u8<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u16<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        self.number(visitor)
+    }
+
+    fn deserialize_u64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        self.number(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match self.node.value {
+            Value::Null => visitor.visit_none(),
+            _ => visitor.visit_some(self),
+        }
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Fault> {
+        visitor.visit_newtype_struct(self)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Null => visitor.visit_map(Entries { reader: self, rest: std::iter::empty(), next: None }),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        known: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Null => self.fields(&[], known, visitor),
+            Value::Map(entries) => self.fields(entries, known, visitor),
+            // a derived struct would take a list for its fields in order
+            Value::List(_) => Err(de::Error::invalid_type(Unexpected::Seq, &visitor)),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Fault> {
+        match &self.node.value {
+            Value::Text { text, .. } => visitor.visit_enum(word(text)),
+            // `min_version: 1.2` is a number to YAML
+            Value::Float(number) => visitor.visit_enum(word(&number.to_string())),
+            _ => self.deserialize_any(visitor),
+        }
+    }
+
+    serde::forward_to_deserialize_any! {
+        i8 i16 i32 i64 i128 u128 f32 f64 char str string bytes byte_buf unit unit_struct seq tuple tuple_struct
+        identifier ignored_any
+    }
+}
+
+fn word(text: &str) -> StrDeserializer<'_, Fault> {
+    text.into_deserializer()
+}
+
+struct Items<'a, I> {
+    reader: Reader<'a>,
+    rest: I,
+}
+
+impl<'de, 'a, I: Iterator<Item = &'a Node>> de::SeqAccess<'de> for Items<'a, I> {
+    type Error = Fault;
+
+    fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Fault> {
+        let Some(node) = self.rest.next() else { return Ok(None) };
+        seed.deserialize(self.reader.child(node)).map(Some).map_err(|fault| fault.on(node))
+    }
+}
+
+struct Entries<'a, I> {
+    reader: Reader<'a>,
+    rest: I,
+    next: Option<&'a Node>,
+}
+
+impl<'de, 'a, I: Iterator<Item = &'a Entry>> de::MapAccess<'de> for Entries<'a, I> {
+    type Error = Fault;
+
+    fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Fault> {
+        let Some(entry) = self.rest.next() else { return Ok(None) };
+        self.next = Some(&entry.node);
+        seed.deserialize(word(&entry.key)).map(Some)
+    }
+
+    fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Fault> {
+        let Some(node) = self.next.take() else { return Err(de::Error::custom("a value without its key")) };
+        seed.deserialize(self.reader.child(node)).map_err(|fault| fault.on(node))
+    }
+}
+
+/// Why a node is not what it should be.
+#[derive(Debug)]
+pub(super) struct Fault {
+    /// Set on the way up by the first that knows.
+    at: Option<(Place, String)>,
+    /// None: was told before.
+    text: Option<String>,
+    /// The key that is not there.
+    missing: Option<&'static str>,
+    /// The message speaks of the value, which is to stand in front.
+    of_value: bool,
+}
+
+impl Fault {
+    fn new(text: String) -> Self {
+        Self { at: None, text: Some(text), missing: None, of_value: false }
+    }
+
+    fn on(mut self, node: &Node) -> Self {
+        if self.at.is_none() {
+            self.at = Some((node.place, node.path.clone()));
+            if let (true, Some(text)) = (self.of_value, &mut self.text) {
+                *text = format!("{} {text}", shown(&node.value));
+            }
+        }
+        self
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Text { expanded: true, .. } => "what ${…} stands for".to_owned(),
+        Value::Text { text, .. } => format!("\"{text}\""),
+        Value::Unsigned(number) => number.to_string(),
+        Value::Signed(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Bool(value) => value.to_string(),
+        Value::Null | Value::List(_) | Value::Map(_) | Value::Broken => "this".to_owned(),
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.text.as_deref().unwrap_or_default())
+    }
+}
+
+impl std::error::Error for Fault {}
+
+impl de::Error for Fault {
+    fn custom<T: fmt::Display>(text: T) -> Self {
+        Self { of_value: true, ..Self::new(text.to_string()) }
+    }
+
+    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        let found = match found {
+            Unexpected::Bool(_) => "true or false",
+            Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Float(_) => "a number",
+            Unexpected::Str(_) => "text",
+            Unexpected::Unit | Unexpected::Option => "nothing",
+            Unexpected::Seq => "a list",
+            Unexpected::Map => "a map",
+            _ => "this",
+        };
+        let expected = wanted(&expected.to_string());
+        let quote = if expected == "text" && found != "a list" && found != "a map" { "; put it in quotes" } else { "" };
+        Self::new(format!("must be {expected}, not {found}{quote}"))
+    }
+
+    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
+        Self::new(format!("must be {}", wanted(&expected.to_string())))
+    }
+
+    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
+        let _ = variant;
+        Self { of_value: true, ..Self::new(format!("is not known{}", hint(variant, expected))) }
+    }
+
+    fn missing_field(field: &'static str) -> Self {
+        Self { missing: Some(field), ..Self::new(format!("\"{field}\" is missing")) }
+    }
+}
+
+/// serde's names of what it wants, in the words of who writes YAML.
+fn wanted(expected: &str) -> String {
+    match expected {
+        "a string" | "string" => "text".to_owned(),
+        "a boolean" => "true or false".to_owned(),
+        "u16" => format!("a whole number from 0 to {}", u16::MAX),
+        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        "u64" => "a whole number".to_owned(),
+        "a sequence" => "a list (lines that start with \"- \")".to_owned(),
+        other if other == "a map" || other.starts_with("struct ") => "a map (lines of \"key: value\")".to_owned(),
+        other => other.to_owned(),
+    }
+}

@@ -1,0 +1,120 @@
+//! API keys and plans: each key known by one digest, each plan there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
+
+use super::{Check, DAY};
+use crate::auth::key;
+use crate::config::problem::hint;
+use crate::config::raw;
+use crate::letta::routes::Scope;
+use crate::limits;
+
+const CREATE: &str = "letta-gateway keys create";
+
+impl Check {
+    pub(super) fn keys(&mut self, keys: Vec<raw::Key>, plans: &BTreeMap<String, raw::Plan>) -> Vec<key::Settings> {
+        if keys.is_empty() {
+            self.problem("keys", format_args!("there is none, so nobody could ask anything; make one with: {CREATE}"));
+        }
+        let mut settings = Vec::new();
+        let (mut ids, mut digests) = (HashMap::new(), HashMap::new());
+        for (index, key) in keys.into_iter().enumerate() {
+            let path = format!("keys[{index}]");
+            let raw::Key { id, hash, plan, scopes } = key;
+            let id = self.required(&path, "id", id);
+            let digest =
+                self.required(&path, "hash", hash).and_then(|hash| self.digest(&format!("{path}.hash"), &hash));
+            let scopes = self.required(&path, "scopes", scopes);
+            if scopes.as_ref().is_some_and(Vec::is_empty) {
+                self.problem(
+                    &format!("{path}.scopes"),
+                    "is empty, so the key could do nothing; write e.g. [read, message]",
+                );
+            }
+            if let Some(id) = &id {
+                self.key_id(&format!("{path}.id"), id);
+                if let Some(other) = ids.insert(id.clone(), index) {
+                    self.problem(
+                        &format!("{path}.id"),
+                        format_args!("\"{id}\" is the id of keys[{other}] too; each key has its own"),
+                    );
+                }
+            }
+            if let Some(other) = digest.and_then(|digest| digests.insert(digest, index)) {
+                self.problem(
+                    &format!("{path}.hash"),
+                    format_args!("is the hash of keys[{other}] too; make another key with: {CREATE}"),
+                );
+            }
+            if !plans.contains_key(&plan) {
+                let known: Vec<&str> = plans.keys().map(String::as_str).collect();
+                self.problem(
+                    &format!("{path}.plan"),
+                    format_args!("there is no plan \"{plan}\"{}", hint(&plan, &known)),
+                );
+            }
+            if let (Some(id), Some(digest), Some(scopes)) = (id, digest, scopes) {
+                settings.push(key::Settings { id, digest, plan, scopes: scopes.into_iter().map(scope).collect() });
+            }
+        }
+        settings
+    }
+
+    /// A key's id is a metric label and part of the key's text.
+    fn key_id(&mut self, path: &str, id: &str) {
+        if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+            self.problem(path, "must be 1 to 64 letters, digits, \"-\", \"_\" or \".\"");
+        }
+    }
+
+    fn digest(&mut self, path: &str, hash: &crate::config::secret::Secret) -> Option<[u8; 32]> {
+        let text = self.secret(path, hash);
+        let hex = text.trim().strip_prefix("sha256:").unwrap_or_default();
+        let mut digest = [0; 32];
+        if hex::decode_to_slice(hex, &mut digest).is_ok() {
+            return Some(digest);
+        }
+        // whatever stands here may be the key itself: it is not shown
+        let text = match () {
+            () if text.starts_with("lgw_") || text.starts_with("sk-") => {
+                "this is the key itself, and it belongs in no file; put its hash here, from: letta-gateway keys hash"
+            }
+            () if hex::decode_to_slice(text.trim(), &mut digest).is_ok() => {
+                "write sha256: in front of the 64 hex digits"
+            }
+            () => "must be sha256: and 64 hex digits; letta-gateway keys hash makes it of a key",
+        };
+        self.problem(path, text);
+        None
+    }
+
+    pub(super) fn plans(&mut self, plans: BTreeMap<String, raw::Plan>) -> Vec<limits::Plan> {
+        plans.into_iter().map(|(name, plan)| self.plan(name, plan)).collect()
+    }
+
+    fn plan(&mut self, name: String, plan: raw::Plan) -> limits::Plan {
+        let path = format!("plans.{name}");
+        let raw::Plan { rate, in_flight } = plan;
+        let in_flight = in_flight.map(|most| self.count(&format!("{path}.in_flight"), most, 1..=1_000_000));
+        limits::Plan { rate: rate.and_then(|rate| self.rate(&format!("{path}.rate"), rate)), in_flight, name }
+    }
+
+    fn rate(&mut self, path: &str, rate: raw::Rate) -> Option<limits::Rate> {
+        let raw::Rate { requests, per, burst } = rate;
+        let per = self.duration(&format!("{path}.per"), per, Duration::from_secs(1)..=31 * DAY);
+        let burst = burst.map(|burst| self.count(&format!("{path}.burst"), burst, 1..=10_000_000));
+        let requests = self.required(path, "requests", requests)?;
+        let requests = self.count(&format!("{path}.requests"), requests, 1..=10_000_000);
+        Some(limits::Rate { requests, per, burst: burst.unwrap_or(requests) })
+    }
+}
+
+fn scope(scope: raw::Scope) -> Scope {
+    match scope {
+        raw::Scope::Read => Scope::Read,
+        raw::Scope::Message => Scope::Message,
+        raw::Scope::Modify => Scope::Modify,
+        raw::Scope::Admin => Scope::Admin,
+    }
+}

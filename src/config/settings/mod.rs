@@ -1,0 +1,222 @@
+//! Raw structs into each part's settings, with every rule one option has towards another.
+//!
+//! Each raw struct is taken apart whole, so an option that nobody reads does not build. Checks go on after a problem;
+//! a value that was told to be wrong is replaced by any right one, for nothing is taken over then.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tracing_subscriber::EnvFilter;
+
+use super::problem::{Place, Problem, Problems, hint};
+use super::secret::Secret;
+use super::units::{ByteSize, DurationText};
+use super::{Settings, raw};
+use crate::{cache, cors, store, telemetry};
+
+mod keys;
+mod listeners;
+mod upstream;
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const MINUTE: Duration = Duration::from_secs(60);
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// Checks `raw`, the content of the file at `path`; `problems` are those known already.
+pub(super) fn check(
+    raw: raw::Config,
+    path: &Path,
+    file: String,
+    places: HashMap<String, Place>,
+    problems: Vec<Problem>,
+) -> Result<Settings, Problems> {
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    let mut check = Check { file, folder, places, problems, warnings: Vec::new(), files: vec![path.to_owned()] };
+    let raw::Config { listeners, admin, upstreams, keys, plans, store, cache, cors, log, drain, workers } = raw;
+    let listeners = check.listeners(listeners);
+    let admin = check.admin(admin, &listeners);
+    let (balance, upstream) = check.upstreams(upstreams);
+    let keys = check.keys(keys, &plans);
+    let settings = Settings {
+        listeners,
+        admin,
+        balance,
+        upstream,
+        keys,
+        plans: check.plans(plans),
+        redis: check.store(store),
+        cache: check.cache(cache),
+        cors: check.cors(cors),
+        log: check.log(log),
+        drain: check.duration("drain", drain, Duration::ZERO..=DAY),
+        workers: workers.0,
+        files: check.files,
+        warnings: check.warnings,
+    };
+    if check.problems.is_empty() { Ok(settings) } else { Err(Problems::new(check.problems)) }
+}
+
+struct Check {
+    file: String,
+    /// Where relative paths start.
+    folder: PathBuf,
+    places: HashMap<String, Place>,
+    problems: Vec<Problem>,
+    warnings: Vec<Problem>,
+    files: Vec<PathBuf>,
+}
+
+impl Check {
+    fn store(&mut self, store: raw::Store) -> Option<store::RedisSettings> {
+        let raw::Store { redis } = store;
+        let raw::Redis { url, timeout, prefix } = redis?;
+        let timeout = self.duration("store.redis.timeout", timeout, MILLISECOND..=Duration::from_secs(10));
+        if prefix.len() > 64 || prefix.chars().any(|c| c.is_whitespace() || c.is_control()) {
+            self.problem("store.redis.prefix", "must be at most 64 characters without spaces");
+        }
+        let url = self.required("store.redis", "url", url)?;
+        let url = self.secret("store.redis.url", &url);
+        if !["redis://", "rediss://"].iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
+        {
+            self.problem(
+                "store.redis.url",
+                "is no Redis address; write redis://host:port/database, or rediss:// for TLS",
+            );
+        }
+        Some(store::RedisSettings { url, timeout, prefix })
+    }
+
+    fn cache(&mut self, cache: raw::Cache) -> cache::Settings {
+        let raw::Cache { agents, ttl, max_entry, max_total, scope } = cache;
+        for (index, agent) in agents.iter().enumerate() {
+            let path = format!("cache.agents[{index}]");
+            if agent.is_empty() || agent.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/') {
+                self.problem(&path, "is no agent id; write agent-… or \"*\" for all");
+            } else if agent != "*" && !agent.starts_with("agent-") {
+                self.warn(&path, "does not start with \"agent-\" as Letta's agent ids do; no agent may ever match it");
+            }
+        }
+        let entry = self.size("cache.max_entry", max_entry, 1..=u64::from(u32::MAX));
+        let total = self.size("cache.max_total", max_total, 1..=1 << 40);
+        if entry > total {
+            self.problem(
+                "cache.max_entry",
+                format_args!("{max_entry} is more than cache.max_total ({max_total}); lower it"),
+            );
+        }
+        let scope = match scope {
+            raw::CacheScope::Key => cache::Scope::Key,
+            raw::CacheScope::Shared => cache::Scope::Shared,
+        };
+        let ttl = self.duration("cache.ttl", ttl, Duration::from_secs(1)..=30 * DAY);
+        cache::Settings { agents, ttl, max_entry: entry, max_total: total, scope }
+    }
+
+    fn cors(&mut self, cors: raw::Cors) -> cors::Settings {
+        let raw::Cors { origins } = cors;
+        for (index, origin) in origins.iter().enumerate() {
+            let path = format!("cors.origins[{index}]");
+            if origin == "*" && origins.len() > 1 {
+                self.problem(&path, "\"*\" stands for all origins; let it stand alone or leave it out");
+            } else if origin != "*" && !is_origin(origin) {
+                self.problem(&path, format_args!("\"{origin}\" is no origin; write scheme://host or scheme://host:port, in lower case and without a path"));
+            }
+        }
+        cors::Settings { origins }
+    }
+
+    fn log(&mut self, log: raw::Log) -> telemetry::diagnostics::Settings {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        let raw::Log { level, format, access } = log;
+        // a filter takes any word for the name of a module
+        let word = level.chars().all(|c| c.is_ascii_alphanumeric());
+        if word && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
+            self.problem("log.level", format_args!("\"{level}\" is no level{}", hint(&level, &LEVELS)));
+        } else if let Err(error) = EnvFilter::try_new(&level) {
+            self.problem(
+                "log.level",
+                format_args!("is no filter: {error}; write e.g. info,letta_gateway::balance=debug"),
+            );
+        }
+        let format = match format {
+            raw::LogFormat::Text => telemetry::diagnostics::Format::Text,
+            raw::LogFormat::Json => telemetry::diagnostics::Format::Json,
+        };
+        telemetry::diagnostics::Settings { level, format, access }
+    }
+
+    fn problem(&mut self, path: &str, text: impl fmt::Display) {
+        let problem = self.told(path, text);
+        self.problems.push(problem);
+    }
+
+    fn warn(&mut self, path: &str, text: impl fmt::Display) {
+        let problem = self.told(path, text);
+        self.warnings.push(problem);
+    }
+
+    /// At `path`, or where it would stand.
+    fn told(&self, path: &str, text: impl fmt::Display) -> Problem {
+        let mut nearest = path;
+        while !nearest.is_empty() && !self.places.contains_key(nearest) {
+            nearest = nearest.rfind(['.', '[']).and_then(|end| nearest.get(..end)).unwrap_or_default();
+        }
+        let place = if nearest.is_empty() { None } else { self.places.get(nearest).copied() };
+        Problem { file: self.file.clone(), place, text: format!("{path}: {text}") }
+    }
+
+    fn required<T>(&mut self, path: &str, field: &str, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            self.problem(path, format_args!("\"{field}\" is missing"));
+        }
+        value
+    }
+
+    fn count(&mut self, path: &str, value: u32, range: RangeInclusive<u32>) -> u32 {
+        if !range.contains(&value) {
+            self.problem(path, format_args!("{value} is out of range; write {} to {}", range.start(), range.end()));
+        }
+        value
+    }
+
+    fn duration(&mut self, path: &str, value: DurationText, range: RangeInclusive<Duration>) -> Duration {
+        if !range.contains(&value.0) {
+            let (least, most) = (DurationText(*range.start()), DurationText(*range.end()));
+            self.problem(path, format_args!("{value} is out of range; write {least} to {most}"));
+        }
+        value.0
+    }
+
+    fn size(&mut self, path: &str, value: ByteSize, range: RangeInclusive<u64>) -> u64 {
+        if !range.contains(&value.0) {
+            let (least, most) = (ByteSize(*range.start()), ByteSize(*range.end()));
+            self.problem(path, format_args!("{value} is out of range; write {least} to {most}"));
+        }
+        value.0
+    }
+
+    fn secret(&mut self, path: &str, secret: &Secret) -> String {
+        self.files.extend(secret.file(&self.folder));
+        secret.resolve(&self.folder).unwrap_or_else(|error| {
+            self.problem(path, error);
+            String::new()
+        })
+    }
+}
+
+/// A serialised origin (RFC 6454 §6.2) as a browser sends it.
+fn is_origin(origin: &str) -> bool {
+    let Some((scheme, host)) = origin.split_once("://") else { return false };
+    let scheme_fits = !scheme.is_empty()
+        && scheme.bytes().all(|b| b.is_ascii_lowercase() || b"+-.".contains(&b) || b.is_ascii_digit());
+    let host_fits = !host.contains(['@', '/', '?', '#', '*'])
+        && host == host.to_ascii_lowercase()
+        && host
+            .parse::<http::uri::Authority>()
+            .is_ok_and(|authority| !authority.host().is_empty() && !host.ends_with(':'));
+    scheme_fits && host_fits
+}
