@@ -247,11 +247,14 @@ pub(super) struct Redis {
     pub timeout: DurationText,
     /// In front of every Redis key.
     pub prefix: String,
+    /// PEM file of the authorities a rediss:// server's certificate is checked against; left out: the system's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<PathBuf>,
 }
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: None, timeout: DurationText::millis(50), prefix: "lgw:".to_owned() }
+        Self { url: None, timeout: DurationText::millis(50), prefix: "lgw:".to_owned(), ca_file: None }
     }
 }
 

@@ -211,7 +211,8 @@ log: { level: inof }
             "gateway.yaml:20:23: plans.standard.rate.requests: 0 is out of range; write 1 to 10000000",
             "gateway.yaml:20:36: plans.standard.rate.burst: 0 is out of range; write 1 to 10000000",
             "gateway.yaml:20:48: plans.standard.in_flight: 0 is out of range; write 1 to 1000000",
-            "gateway.yaml:21:19: store.redis.url: is no Redis address; write redis://host:port/database, or rediss:// for TLS",
+            "gateway.yaml:21:19: store.redis.url: this is not a Redis URL: invalid client config (expected \
+             redis://[user:password@]host[:port][/db])",
             "gateway.yaml:22:10: cache.ttl: 0s is out of range; write 1s to 30d",
             "gateway.yaml:22:19: cache.max_entry: 2MiB is more than cache.max_total (1MiB); lower it",
             "gateway.yaml:23:19: cors.origins[0]: \"*\" stands for all origins; let it stand alone or leave it out",

@@ -69,7 +69,7 @@ impl Check {
     }
 
     fn digest(&mut self, path: &str, hash: &crate::config::secret::Secret) -> Option<[u8; 32]> {
-        let text = self.secret(path, hash);
+        let text = self.secret(path, hash)?;
         let hex = text.trim().strip_prefix("sha256:").unwrap_or_default();
         let mut digest = [0; 32];
         if hex::decode_to_slice(hex, &mut digest).is_ok() {

@@ -1,9 +1,6 @@
 //! Listeners and the admin listener: addresses that can all be bound, certificates that can be read.
 
-use std::fs::File;
-use std::io::Read;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 
 use super::{Check, HOUR, MILLISECOND};
 use crate::admin;
@@ -93,19 +90,6 @@ impl Check {
         let cert_file = cert_file.and_then(|file| self.pem(&format!("{path}.cert_file"), file));
         let key_file = key_file.and_then(|file| self.pem(&format!("{path}.key_file"), file));
         Some(CertificateFiles { cert_file: cert_file?, key_file: key_file? })
-    }
-
-    fn pem(&mut self, path: &str, file: PathBuf) -> Option<PathBuf> {
-        let file = self.folder.join(file);
-        self.files.push(file.clone());
-        // a folder opens, but has no first byte
-        match File::open(&file).and_then(|mut opened| opened.read(&mut [0])) {
-            Ok(_) => Some(file),
-            Err(error) => {
-                self.problem(path, format_args!("the file {} cannot be read: {error}", file.display()));
-                None
-            }
-        }
     }
 
     pub(super) fn admin(&mut self, admin: raw::Admin, listeners: &[Settings]) -> Option<admin::Settings> {

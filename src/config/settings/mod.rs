@@ -5,11 +5,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-use tracing_subscriber::EnvFilter;
 
 use super::problem::{Place, Problem, Problems, hint};
 use super::secret::Secret;
@@ -73,21 +73,19 @@ struct Check {
 impl Check {
     fn store(&mut self, store: raw::Store) -> Option<store::RedisSettings> {
         let raw::Store { redis } = store;
-        let raw::Redis { url, timeout, prefix } = redis?;
+        let raw::Redis { url, timeout, prefix, ca_file } = redis?;
         let timeout = self.duration("store.redis.timeout", timeout, MILLISECOND..=Duration::from_secs(10));
         if prefix.len() > 64 || prefix.chars().any(|c| c.is_whitespace() || c.is_control()) {
             self.problem("store.redis.prefix", "must be at most 64 characters without spaces");
         }
+        let ca_file = ca_file.and_then(|file| self.pem("store.redis.ca_file", file));
         let url = self.required("store.redis", "url", url)?;
-        let url = self.secret("store.redis.url", &url);
-        if !["redis://", "rediss://"].iter().any(|scheme| url.strip_prefix(scheme).is_some_and(|rest| !rest.is_empty()))
-        {
-            self.problem(
-                "store.redis.url",
-                "is no Redis address; write redis://host:port/database, or rediss:// for TLS",
-            );
+        let url = self.secret("store.redis.url", &url)?;
+        let settings = store::RedisSettings { url, timeout, prefix, ca_file };
+        if let Err(why) = settings.check() {
+            self.problem("store.redis.url", why);
         }
-        Some(store::RedisSettings { url, timeout, prefix })
+        Some(settings)
     }
 
     fn cache(&mut self, cache: raw::Cache) -> cache::Settings {
@@ -136,7 +134,7 @@ impl Check {
         let word = level.chars().all(|c| c.is_ascii_alphanumeric());
         if word && !LEVELS.contains(&level.to_ascii_lowercase().as_str()) {
             self.problem("log.level", format_args!("\"{level}\" is no level{}", hint(&level, &LEVELS)));
-        } else if let Err(error) = EnvFilter::try_new(&level) {
+        } else if let Err(error) = telemetry::diagnostics::check_level(&level) {
             self.problem(
                 "log.level",
                 format_args!("is no filter: {error}; write e.g. info,letta_gateway::balance=debug"),
@@ -199,12 +197,22 @@ impl Check {
         value.0
     }
 
-    fn secret(&mut self, path: &str, secret: &Secret) -> String {
+    fn pem(&mut self, path: &str, file: PathBuf) -> Option<PathBuf> {
+        let file = self.folder.join(file);
+        self.files.push(file.clone());
+        // a folder opens, but has no first byte
+        match File::open(&file).and_then(|mut opened| opened.read(&mut [0])) {
+            Ok(_) => Some(file),
+            Err(error) => {
+                self.problem(path, format_args!("the file {} cannot be read: {error}", file.display()));
+                None
+            }
+        }
+    }
+
+    fn secret(&mut self, path: &str, secret: &Secret) -> Option<String> {
         self.files.extend(secret.file(&self.folder));
-        secret.resolve(&self.folder).unwrap_or_else(|error| {
-            self.problem(path, error);
-            String::new()
-        })
+        secret.resolve(&self.folder).map_err(|why| self.problem(path, why)).ok()
     }
 }
 

@@ -76,7 +76,7 @@ impl Check {
     }
 
     fn password(&mut self, path: &str, password: &crate::config::secret::Secret) -> Option<String> {
-        let text = self.secret(path, password);
+        let text = self.secret(path, password)?;
         if !text.bytes().all(|b| b.is_ascii_graphic()) {
             self.problem(path, "must be visible ASCII characters without spaces, for it is sent in a header");
         }
