@@ -1,3 +1,102 @@
 //! Who asks, and may they: the bearer key of a request, found by its SHA-256, and the scope its route needs.
+//!
+//! Default deny: without a configured key whose scopes cover the route nothing passes but the open routes, and those
+//! pass whatever key comes with them.
 
+mod credentials;
 pub mod key;
+mod keyring;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use http::{HeaderMap, Request};
+use hyper::body::Incoming;
+
+use crate::body::Response;
+use crate::error::Error;
+use crate::letta::routes::{Route, Scope};
+use crate::listen::Peer;
+use crate::route::Routed;
+use crate::step::{Handle, Step};
+use crate::telemetry::{Metrics, Record};
+use key::Key;
+use keyring::Keyring;
+
+/// A request whose key may use its route, or whose route needs none.
+pub struct Admitted {
+    parts: Parts,
+}
+
+/// What is known of an admitted request.
+pub struct Parts {
+    pub request: Request<Incoming>,
+    pub peer: Peer,
+    pub route: &'static Route,
+    /// The agent, conversation, run … the path names.
+    pub subject: Option<Box<str>>,
+    /// None on the open routes.
+    pub key: Option<Arc<Key>>,
+}
+
+impl Admitted {
+    pub fn request(&self) -> &Request<Incoming> {
+        &self.parts.request
+    }
+
+    pub fn route(&self) -> &'static Route {
+        self.parts.route
+    }
+
+    pub fn subject(&self) -> Option<&str> {
+        self.parts.subject.as_deref()
+    }
+
+    pub fn key(&self) -> Option<&Arc<Key>> {
+        self.parts.key.as_ref()
+    }
+
+    pub fn peer(&self) -> Peer {
+        self.parts.peer
+    }
+
+    pub fn into_parts(self) -> Parts {
+        self.parts
+    }
+}
+
+/// Admits the requests of the configured keys.
+pub struct Auth {
+    keyring: Keyring,
+}
+
+impl Auth {
+    pub fn new(keys: &[key::Settings], metrics: &Metrics) -> Self {
+        Self { keyring: Keyring::new(keys, metrics) }
+    }
+
+    /// The key of a request for `route`; what it may do is not looked at.
+    fn key(&self, headers: &HeaderMap, route: &Route) -> Result<Option<&Arc<Key>>, Error> {
+        if route.scope == Scope::Open {
+            return Ok(None);
+        }
+        let text = credentials::key_text(headers, route.template.starts_with("/v1/git/"))?;
+        self.keyring.find(&text).map(Some).ok_or(Error::KeyUnknown)
+    }
+}
+
+impl<Next: Handle<Admitted>> Step<Routed, Next> for Auth {
+    async fn call(&self, routed: Routed, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let (request, peer, route, subject) = routed.into_parts();
+        let key = self.key(request.headers(), route)?.map(Arc::clone);
+        if let Some(key) = &key {
+            // before the refusal, so that the log tells whose it was
+            record.key = Some(Arc::clone(&key.metrics));
+            if !key.scopes.allow(route.scope) {
+                return Err(Error::ScopeMissing { needed: route.scope.as_str() });
+            }
+        }
+        next.handle(Admitted { parts: Parts { request, peer, route, subject, key } }, record).await
+    }
+}

@@ -1,0 +1,141 @@
+use http::{HeaderName, HeaderValue, Method};
+use sha2::{Digest, Sha256};
+
+use super::key::Scopes;
+use super::*;
+use crate::letta::routes::find;
+
+const KEY: &str = "lgw_team-a_0123456789";
+const OTHER: &str = "lgw_team-b_0123456789";
+
+fn auth() -> Auth {
+    let settings = |id: &str, text: &str, scopes: &[Scope]| key::Settings {
+        id: id.to_owned(),
+        digest: Sha256::digest(text).into(),
+        plan: "standard".to_owned(),
+        scopes: scopes.to_vec(),
+    };
+    let keys = [
+        settings("team-a", KEY, &[Scope::Read, Scope::Message]),
+        settings("team-b", OTHER, &[Scope::Admin]),
+        settings("long", &"k".repeat(1024), &[Scope::Read]),
+        settings("too-long", &"k".repeat(1025), &[Scope::Read]),
+    ];
+    Auth::new(&keys, &Metrics::new())
+}
+
+/// The id of the key found, or why none was.
+fn found(path: &str, headers: &[(&str, &str)]) -> Result<Option<String>, &'static str> {
+    let mut map = HeaderMap::new();
+    for (name, value) in headers {
+        map.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
+    }
+    let route = find(&Method::GET, path).unwrap().route;
+    auth().key(&map, route).map(|key| key.map(|key| key.id.to_string())).map_err(|error| error.reason())
+}
+
+#[test]
+fn a_key_is_found_wherever_a_client_of_lettas_puts_it() {
+    let key = Ok(Some("team-a".to_owned()));
+    for (name, value) in [
+        ("authorization", format!("Bearer {KEY}")),
+        ("authorization", format!("bearer {KEY}")),
+        ("authorization", format!("BEARER   {KEY} ")),
+        ("x-api-key", KEY.to_owned()),
+        ("x-bare-password", format!("password {KEY}")),
+    ] {
+        assert_eq!(found("/v1/agents/", &[(name, &value)]), key, "{name}: {value}");
+    }
+}
+
+#[test]
+fn no_key_is_not_the_same_as_an_unknown_one() {
+    for headers in [
+        [("accept", "*/*")],
+        [("authorization", "")],
+        [("authorization", "Bearer")],
+        [("authorization", "Bearer ")],
+        [("authorization", KEY)],
+        [("authorization", "Bearerlgw_team-a_0123456789")],
+        [("authorization", "Digest username=letta")],
+        [("x-api-key", "")],
+        [("x-bare-password", KEY)],
+        [("x-bare-password", "password ")],
+        [("cookie", "authorization=lgw_team-a_0123456789")],
+    ] {
+        assert_eq!(found("/v1/agents/", &headers), Err("policy_key_missing"), "{headers:?}");
+    }
+    for value in
+        ["Bearer lgw_team-a_012345678", "Bearer lgw_team-a_0123456789x", "Bearer LGW_TEAM-A_0123456789", "Bearer é"]
+    {
+        assert_eq!(found("/v1/agents/", &[("authorization", value)]), Err("policy_key_unknown"), "{value}");
+    }
+}
+
+#[test]
+fn a_text_longer_than_any_key_is_not_hashed() {
+    let key = |length| found("/v1/agents/", &[("x-api-key", &"k".repeat(length))]);
+    assert_eq!(key(1024), Ok(Some("long".to_owned())));
+    assert_eq!(key(1025), Err("policy_key_unknown"));
+}
+
+#[test]
+fn two_different_keys_are_refused_and_the_same_one_twice_is_not() {
+    let bearer = format!("Bearer {KEY}");
+    let twice = [("authorization", bearer.as_str()), ("x-api-key", KEY), ("authorization", &bearer)];
+    assert_eq!(found("/v1/agents/", &twice), Ok(Some("team-a".to_owned())));
+    for other in [OTHER, "unknown"] {
+        let other_bearer = format!("Bearer {other}");
+        let password = format!("password {other}");
+        for second in [("x-api-key", other), ("authorization", &other_bearer), ("x-bare-password", &password)] {
+            assert_eq!(found("/v1/agents/", &[("authorization", &bearer), second]), Err("policy_key_conflict"));
+            assert_eq!(found("/v1/agents/", &[second, ("authorization", &bearer)]), Err("policy_key_conflict"));
+        }
+    }
+}
+
+#[test]
+fn git_alone_may_send_its_key_as_a_basic_password() {
+    let basic = |pair: &str| {
+        use base64::Engine as _;
+        format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(pair))
+    };
+    let git = "/v1/git/agent-1/state.git/info/refs";
+    let header = basic(&format!("letta:{KEY}"));
+    assert_eq!(found(git, &[("authorization", &header)]), Ok(Some("team-a".to_owned())));
+    assert_eq!(found("/v1/agents/", &[("authorization", &header)]), Err("policy_key_missing"));
+    for pair in [format!("other:{KEY}"), KEY.to_owned(), "letta:".to_owned()] {
+        assert_eq!(found(git, &[("authorization", &basic(&pair))]), Err("policy_key_missing"), "{pair}");
+    }
+    assert_eq!(found(git, &[("authorization", "Basic !!!")]), Err("policy_key_missing"));
+}
+
+#[test]
+fn an_open_route_asks_for_no_key_and_minds_no_wrong_one() {
+    for path in ["/v1/health/", "/v1/ready/", "/v1/tools/mcp/oauth/callback"] {
+        assert_eq!(found(path, &[]), Ok(None));
+        assert_eq!(found(path, &[("authorization", "Bearer wrong"), ("x-api-key", "another")]), Ok(None));
+    }
+}
+
+#[test]
+fn a_scope_brings_no_other_with_it_but_admin_brings_all() {
+    let all = [Scope::Read, Scope::Message, Scope::Modify, Scope::Admin];
+    for held in all {
+        let scopes: Scopes = [held].into_iter().collect();
+        for asked in all {
+            assert_eq!(scopes.allow(asked), held == asked || held == Scope::Admin, "{held:?} for {asked:?}");
+        }
+        assert!(scopes.allow(Scope::Open));
+    }
+    assert!(!Scopes::default().allow(Scope::Read));
+    let scopes: Scopes = [Scope::Read, Scope::Message].into_iter().collect();
+    assert!(scopes.allow(Scope::Read) && scopes.allow(Scope::Message) && !scopes.allow(Scope::Modify));
+}
+
+#[test]
+fn a_key_says_nothing_of_its_text() {
+    let auth = auth();
+    let key = auth.keyring.find(KEY.as_bytes()).unwrap();
+    assert_eq!(format!("{key:?}"), "Key { id: \"team-a\", scopes: {Read, Message}, .. }");
+}
