@@ -44,6 +44,8 @@ pub enum Error {
     ScopeMissing { needed: &'static str },
     /// A limit of the key's plan refused the request.
     Limited(Refusal),
+    /// The client wants a kept answer or none (`only-if-cached`, RFC 9111 §5.2.1.7), and there is none.
+    NotKept,
     /// No replica is configured or left to try.
     NoUpstream,
     /// No connection to a replica could be made; nothing of the request was sent.
@@ -126,6 +128,7 @@ impl Error {
                 Window::Rate => "policy_rate_limited",
                 Window::InFlight => "policy_in_flight_limited",
             },
+            Self::NotKept => "client_only_if_cached",
             Self::NoUpstream => "upstream_none",
             Self::UpstreamConnect { .. } => "upstream_connect",
             Self::UpstreamBusy { .. } => "upstream_busy",
@@ -150,12 +153,11 @@ impl Error {
             | Self::BodyTimeout
             | Self::ClientLeft
             | Self::NoSuchRoute
-            | Self::MethodNotAllowed { .. } => Side::Client,
-            Self::KeyMissing
-            | Self::KeyUnknown
-            | Self::KeyConflict
-            | Self::ScopeMissing { .. }
-            | Self::Limited(_) => Side::Policy,
+            | Self::MethodNotAllowed { .. }
+            | Self::NotKept => Side::Client,
+            Self::KeyMissing | Self::KeyUnknown | Self::KeyConflict | Self::ScopeMissing { .. } | Self::Limited(_) => {
+                Side::Policy
+            }
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
@@ -183,7 +185,7 @@ impl Error {
             Self::ScopeMissing { .. } => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
-            Self::UpstreamTimeout { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::UpstreamTimeout { .. } | Self::NotKept => StatusCode::GATEWAY_TIMEOUT,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
@@ -212,6 +214,7 @@ impl Error {
             | Self::KeyConflict
             | Self::ScopeMissing { .. }
             | Self::Limited(_)
+            | Self::NotKept
             | Self::Draining
             | Self::Overloaded { .. } => true,
             Self::Internal(_) => false,
@@ -241,11 +244,7 @@ impl fmt::Display for Error {
             }
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => {
-                    write!(
-                        f,
-                        "too many requests: try again in {} s",
-                        crate::error::whole_seconds(refusal.retry_after)
-                    )
+                    write!(f, "too many requests: try again in {} s", crate::error::whole_seconds(refusal.retry_after))
                 }
                 Window::InFlight => write!(
                     f,
@@ -253,6 +252,7 @@ impl fmt::Display for Error {
                     refusal.limit
                 ),
             },
+            Self::NotKept => f.write_str("no kept answer will do, and the request asks for no other (only-if-cached)"),
             Self::NoUpstream => f.write_str("no Letta replica can take the request now"),
             Self::UpstreamConnect { upstream, .. } => {
                 write!(f, "Letta replica {upstream} cannot be reached; the request was not sent")

@@ -6,6 +6,7 @@
 
 mod allowance;
 mod rate;
+mod step;
 #[cfg(test)]
 mod tests;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use allowance::Limits;
 pub use rate::Left;
+pub use step::Within;
 
 /// What the configuration says of one plan.
 #[derive(Debug, Clone, PartialEq, Eq)]
