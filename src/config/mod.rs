@@ -42,7 +42,7 @@ pub struct Settings {
     pub drain: Duration,
     /// Worker threads; None: one per CPU.
     pub workers: Option<u16>,
-    /// Every file that was read for it: itself, certificates and their keys, secrets.
+    /// Every file that was read beside the configuration's own: certificates and their keys, secrets.
     pub files: Vec<PathBuf>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,

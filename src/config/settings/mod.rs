@@ -35,7 +35,7 @@ pub(super) fn check(
     problems: Vec<Problem>,
 ) -> Result<Settings, Problems> {
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let mut check = Check { file, folder, places, problems, warnings: Vec::new(), files: vec![path.to_owned()] };
+    let mut check = Check { file, folder, places, problems, warnings: Vec::new(), files: Vec::new() };
     let raw::Config { listeners, admin, upstreams, keys, plans, store, cache, cors, log, drain, workers } = raw;
     let listeners = check.listeners(listeners);
     let admin = check.admin(admin, &listeners);
