@@ -1,8 +1,44 @@
 //! Sockets, TLS, HTTP/1.1 and HTTP/2, their timeouts, and drain.
+//!
+//! A listener hands whole request heads to a service and brings its answers to the client. Whatever a client does or
+//! leaves undone, a connection costs a bounded amount of memory for a bounded time; see [`ConnectionLimits`]. What
+//! hyper refuses by itself (a malformed or oversized head) never reaches the service and is counted here.
 
+mod accept;
+mod connection;
+mod frames;
+mod incoming;
+mod io;
+mod outgoing;
+mod progress;
+mod reason;
+mod shape;
+mod socket;
+mod streams;
+mod tls;
+mod watchdog;
+
+#[cfg(test)]
+mod tests;
+
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
+
+use hyper::body::Incoming;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::body::Response;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::ListenerMetrics;
+
+pub use shape::Live;
+pub use socket::BindError;
+pub use tls::{TlsCertificates, TlsError, install_crypto_provider};
 
 /// What the configuration says of one listener.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,7 +69,8 @@ pub struct CertificateFiles {
     pub key_file: PathBuf,
 }
 
-/// Bounds of one listener's connections.
+/// Bounds of one listener's connections. Besides these the kernel is told to give up peers that vanished: TCP
+/// keepalive, and `write_timeout` for bytes that are never confirmed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// Open connections at most; more are closed at once.
@@ -52,9 +89,107 @@ pub struct ConnectionLimits {
     pub max_streams: u32,
 }
 
+impl Default for ConnectionLimits {
+    fn default() -> Self {
+        Self {
+            max_connections: 10_000,
+            handshake_timeout: Duration::from_secs(10),
+            header_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(60),
+            write_timeout: Duration::from_secs(60),
+            max_header_bytes: 32 * 1024,
+            max_streams: 128,
+        }
+    }
+}
+
 /// The other end of a client connection.
 #[derive(Debug, Clone, Copy)]
 pub struct Peer {
     pub address: SocketAddr,
     pub tls: bool,
+}
+
+/// What a listener serves: one clone a connection. It must always be ready; while it is not, requests are answered 503.
+pub trait Service:
+    tower::Service<(http::Request<Incoming>, Peer), Response = Response, Error = Infallible, Future: Send + 'static>
+    + Clone
+    + Send
+    + 'static
+{
+}
+
+impl<S> Service for S
+where
+    S: tower::Service<(http::Request<Incoming>, Peer), Response = Response, Error = Infallible>,
+    S::Future: Send + 'static,
+    S: Clone + Send + 'static,
+{
+}
+
+/// What ends listeners and their connections, in two steps: drain, then abort.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// No new connections; those between requests end at once, the others when their requests are over.
+    pub drain: CancellationToken,
+    /// Every connection ends at once.
+    pub abort: CancellationToken,
+    /// Every connection, and every HTTP/2 stream, while it lives.
+    pub connections: TaskTracker,
+}
+
+impl Stop {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends everything: waits up to `within` for the requests in flight, then cuts the rest off. How many tasks were
+    /// cut off; 0: every request came to its end.
+    pub async fn finish(&self, within: Duration) -> usize {
+        self.drain.cancel();
+        self.connections.close();
+        if tokio::time::timeout(within, self.connections.wait()).await.is_ok() {
+            return 0;
+        }
+        let rest = self.connections.len();
+        self.abort.cancel();
+        // dropping a connection cancels its requests; a task that will not hear of it is left behind
+        let _ = tokio::time::timeout(Duration::from_secs(1), self.connections.wait()).await;
+        rest
+    }
+}
+
+/// A bound listener.
+pub struct Listener {
+    socket: TcpListener,
+    address: SocketAddr,
+    live: Arc<Live>,
+    metrics: Arc<ListenerMetrics>,
+}
+
+impl Listener {
+    /// Opens the socket and loads the certificates. Must be called within a tokio runtime.
+    pub fn bind(settings: &Settings, metrics: &Metrics) -> Result<Self, BindError> {
+        let live = Live::new(settings, metrics).map_err(|error| BindError::tls(settings.address, error))?;
+        let socket = socket::open(settings.address, settings.limits.write_timeout)?;
+        let address = socket.local_addr().unwrap_or(settings.address);
+        let metrics = metrics.listener(&settings.address.to_string());
+        Ok(Self { socket, address, live: Arc::new(live), metrics: Arc::new(metrics) })
+    }
+
+    /// Where it listens; with port 0 in the settings, the port the kernel chose.
+    pub fn local_address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What a reload swaps.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.live)
+    }
+
+    /// Serves connections by `service` until `stop` drains; connections that live then are in `stop.connections`.
+    /// Dropping the future closes the socket and leaves the connections to `stop`.
+    pub async fn serve<S: Service>(self, service: S, stop: Stop) {
+        accept::accept(self.socket, self.live, self.metrics, service, stop).await;
+    }
 }

@@ -1,0 +1,230 @@
+//! The socket under hyper: it tells the connection's [`Progress`] what it reads and writes, puts bytes back that were
+//! read to choose the protocol, and closes so that the client can still read the last answer.
+
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_rustls::server::TlsStream;
+
+use super::frames::Frames;
+use super::progress::Progress;
+
+/// The first bytes of every HTTP/2 connection (RFC 9113 §3.4).
+pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// What the transport takes and gives, under TLS.
+pub(super) struct Socket<T> {
+    inner: T,
+    progress: Arc<Progress>,
+}
+
+impl<T> Socket<T> {
+    pub(super) fn new(inner: T, progress: Arc<Progress>) -> Self {
+        Self { inner, progress }
+    }
+
+    fn wrote(&self, result: &Poll<io::Result<usize>>) {
+        match result {
+            Poll::Ready(Ok(_)) => self.progress.wrote(),
+            Poll::Ready(Err(_)) => {}
+            Poll::Pending => self.progress.owes(),
+        }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.progress.hear();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Socket<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write(cx, buf);
+        self.wrote(&result);
+        result
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.inner).poll_write_vectored(cx, bufs);
+        self.wrote(&result);
+        result
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+/// With or without TLS.
+pub(super) enum Transport<T> {
+    Plain(Socket<T>),
+    /// Boxed: the state of a TLS session is kilobytes that a plain connection need not carry.
+    Tls(Box<TlsStream<Socket<T>>>),
+}
+
+macro_rules! transport {
+    ($self:ident . $method:ident ( $($argument:expr),* )) => {
+        match $self {
+            Transport::Plain(socket) => Pin::new(socket).$method($($argument),*),
+            Transport::Tls(stream) => Pin::new(&mut **stream).$method($($argument),*),
+        }
+    };
+}
+
+/// What hyper reads and writes.
+pub(super) struct Wire<T> {
+    transport: Transport<T>,
+    /// Bytes read to choose the protocol that hyper has not seen, from `at` to `len`.
+    prefix: [u8; PREFACE.len()],
+    at: usize,
+    len: usize,
+    /// HTTP/2 only.
+    frames: Option<Frames>,
+    progress: Arc<Progress>,
+    ended: bool,
+    shut: bool,
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
+    pub(super) fn new(transport: Transport<T>, progress: Arc<Progress>) -> Self {
+        let prefix = [0; PREFACE.len()];
+        Self { transport, prefix, at: 0, len: 0, frames: None, progress, ended: false, shut: false }
+    }
+
+    /// Reads until it is certain whether the client speaks HTTP/2 without being asked (RFC 9113 §3.3). What was read
+    /// is read again by hyper. An end before that is an error.
+    pub(super) async fn speaks_http2(&mut self) -> io::Result<bool> {
+        loop {
+            let (Some(read), Some(expected)) = (self.prefix.get(..self.len), PREFACE.get(..self.len)) else {
+                return Ok(false);
+            };
+            if read != expected {
+                return Ok(false);
+            }
+            if self.len == PREFACE.len() {
+                return Ok(true);
+            }
+            let Self { transport, prefix, len, .. } = self;
+            let read = std::future::poll_fn(|cx| {
+                let mut buf = ReadBuf::new(prefix.get_mut(*len..).unwrap_or_default());
+                ready!(transport!(transport.poll_read(cx, &mut buf)))?;
+                Poll::Ready(io::Result::Ok(buf.filled().len()))
+            })
+            .await?;
+            if read == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            *len += read;
+        }
+    }
+
+    /// Follows the client's HTTP/2 frames from now on.
+    pub(super) fn following_frames(mut self) -> Self {
+        self.frames = Some(Frames::new());
+        self
+    }
+
+    /// Tells of `bytes` just read.
+    fn read(&mut self, bytes: &[u8]) {
+        if bytes.is_empty() {
+            self.ended = true;
+            return;
+        }
+        if let Some(frames) = &mut self.frames {
+            frames.feed(bytes);
+            self.progress.frames(frames.preface(), frames.head_open(), frames.mark());
+        }
+        self.progress.read();
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let before = buf.filled().len();
+        if this.at < this.len {
+            let prefix = this.prefix.get(this.at..this.len).unwrap_or_default();
+            let taken = prefix.get(..buf.remaining()).unwrap_or(prefix);
+            buf.put_slice(taken);
+            this.at += taken.len();
+        } else {
+            let transport = &mut this.transport;
+            ready!(transport!(transport.poll_read(cx, buf)))?;
+        }
+        this.read(buf.filled().get(before..).unwrap_or_default());
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let transport = &mut self.transport;
+        transport!(transport.poll_write(cx, buf))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let transport = &mut self.transport;
+        transport!(transport.poll_write_vectored(cx, bufs))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.transport {
+            Transport::Plain(socket) => socket.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let transport = &mut self.transport;
+        transport!(transport.poll_flush(cx))
+    }
+
+    /// Says goodbye, then reads on until the client has too: closing a socket with unread bytes resets it, and a
+    /// client that is still uploading would lose the answer that refused its upload. The watchdog bounds the wait.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        let transport = &mut this.transport;
+        if !this.shut {
+            ready!(transport!(transport.poll_shutdown(cx)))?;
+            this.shut = true;
+            this.progress.close();
+        }
+        if this.ended || this.progress.closed_idle() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut discarded = [0; 4096];
+        loop {
+            let mut buf = ReadBuf::new(&mut discarded);
+            match ready!(transport!(transport.poll_read(cx, &mut buf))) {
+                Ok(()) if !buf.filled().is_empty() => {}
+                // an error ends the waiting as well as the client's own goodbye does
+                Ok(()) | Err(_) => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}

@@ -1,0 +1,1 @@
+//! HTTP/2: its own silences, its own slow readers.
