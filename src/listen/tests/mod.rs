@@ -72,6 +72,8 @@ impl http_body::Body for Endless {
     }
 }
 
+impl crate::body::Stream for Endless {}
+
 fn service(world: Arc<World>) -> impl Service {
     crate::step::service(move |(request, peer): (Request<Incoming>, Peer)| {
         let world = Arc::clone(&world);
