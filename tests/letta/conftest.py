@@ -158,4 +158,4 @@ def pytest_runtest_makereport(item, call):
     for replica in letta.replicas if letta else []:
         lines = pathlib.Path(replica.log).read_text(errors="replace").splitlines()
         told = [line for line in lines if "SECURITY:" not in line]
-        report.sections.append((f"end of the log of {replica.name}", "\n".join(told[-25:])))
+        report.sections.append((f"end of the log of {replica.name}", "\n".join(line[:200] for line in told[-12:])))
