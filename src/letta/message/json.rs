@@ -1,0 +1,154 @@
+//! JSON as a message has it: maps in the order of their keys, and nothing that another reader could take otherwise.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+/// A value; its texts are borrowed where nothing in them is escaped. The order is of no meaning but total.
+#[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Json<'j> {
+    #[default]
+    Null,
+    Bool(bool),
+    Number(i128),
+    Text(Cow<'j, str>),
+    List(Vec<Self>),
+    /// Sorted by key, each key once.
+    Map(Vec<(Cow<'j, str>, Self)>),
+}
+
+pub(super) fn parse(text: &[u8]) -> Result<Json<'_>, serde_json::Error> {
+    serde_json::from_slice(text)
+}
+
+/// A map of `fields`; `None` if a key is there twice: readers differ in which they take.
+pub(super) fn map<'j>(mut fields: Vec<(Cow<'j, str>, Json<'j>)>) -> Option<Json<'j>> {
+    fields.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+    let twice = fields.windows(2).any(|pair| matches!(pair, [(one, _), (other, _)] if one == other));
+    (!twice).then_some(Json::Map(fields))
+}
+
+impl<'j> Json<'j> {
+    pub(super) fn field(&self, name: &str) -> Option<&Self> {
+        let Self::Map(fields) = self else { return None };
+        fields.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        match self.field(name)? {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// Writes the value so that no two values are written alike, and none is the beginning of another.
+    pub(super) fn encode(&self, to: &mut Vec<u8>) {
+        match self {
+            Self::Null => to.push(b'0'),
+            Self::Bool(false) => to.push(b'f'),
+            Self::Bool(true) => to.push(b't'),
+            Self::Number(number) => {
+                to.push(b'n');
+                to.extend_from_slice(&number.to_be_bytes());
+            }
+            Self::Text(text) => encode_text(text, to),
+            Self::List(list) => {
+                to.push(b'l');
+                encode_length(list.len(), to);
+                list.iter().for_each(|value| value.encode(to));
+            }
+            Self::Map(fields) => {
+                to.push(b'm');
+                encode_length(fields.len(), to);
+                for (name, value) in fields {
+                    encode_text(name, to);
+                    value.encode(to);
+                }
+            }
+        }
+    }
+}
+
+fn encode_text(text: &str, to: &mut Vec<u8>) {
+    to.push(b's');
+    encode_length(text.len(), to);
+    to.extend_from_slice(text.as_bytes());
+}
+
+fn encode_length(length: usize, to: &mut Vec<u8>) {
+    to.extend_from_slice(&(length as u64).to_be_bytes());
+}
+
+impl<'de: 'j, 'j> Deserialize<'de> for Json<'j> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(AnyValue)
+    }
+}
+
+struct AnyValue;
+
+impl<'de> Visitor<'de> for AnyValue {
+    type Value = Json<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("JSON without fractions and duplicate keys")
+    }
+
+    fn visit_unit<E>(self) -> Result<Json<'de>, E> {
+        Ok(Json::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json<'de>, E> {
+        Ok(Json::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json<'de>, E> {
+        Ok(Json::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json<'de>, E> {
+        Ok(Json::Number(value.into()))
+    }
+
+    /// Digits are lost here that Letta keeps, from whole numbers beyond 64 bits, too.
+    fn visit_f64<E: Error>(self, _: f64) -> Result<Json<'de>, E> {
+        Err(E::custom("a fraction or a number beyond 64 bits"))
+    }
+
+    fn visit_str<E>(self, text: &str) -> Result<Json<'de>, E> {
+        Ok(Json::Text(Cow::Owned(text.to_owned())))
+    }
+
+    fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Json<'de>, E> {
+        Ok(Json::Text(Cow::Borrowed(text)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json<'de>, A::Error> {
+        let mut list = Vec::new();
+        while let Some(item) = items.next_element()? {
+            list.push(item);
+        }
+        Ok(Json::List(list))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json<'de>, A::Error> {
+        let mut fields = Vec::new();
+        while let Some((name, value)) = entries.next_entry::<Name<'de>, _>()? {
+            fields.push((name.0, value));
+        }
+        map(fields).ok_or_else(|| A::Error::custom("a key is there twice"))
+    }
+}
+
+/// A key; borrowed like a text.
+struct Name<'j>(Cow<'j, str>);
+
+impl<'de: 'j, 'j> Deserialize<'de> for Name<'j> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match deserializer.deserialize_str(AnyValue)? {
+            Json::Text(text) => Ok(Self(text)),
+            _ => Err(D::Error::custom("a key that is no text")),
+        }
+    }
+}
