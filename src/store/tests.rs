@@ -202,6 +202,17 @@ async fn what_others_write_to_redis_is_not_taken_for_a_value() {
 }
 
 #[tokio::test]
+async fn a_value_of_a_gateway_with_a_larger_bound_is_not_taken_cut() {
+    let server = RedisServer::start();
+    let (store, _) = connected(&server).await;
+    let larger = Settings { max_entry: 1 << 20, ..in_redis(server.url()) };
+    let other = Store::new(larger, &Arc::new(Metrics::new()), None).unwrap();
+    eventually("connected", async || other.health() == Health::Ok).await;
+    kept(&other, ONE, &entry(vec![7; 1 << 20]), HOUR).await;
+    assert_eq!(store.get(&ONE).await, Ok(None));
+}
+
+#[tokio::test]
 async fn requests_go_on_without_a_redis_that_was_never_there() {
     let mut server = RedisServer::start();
     server.kill();

@@ -96,11 +96,12 @@ impl Redis {
             self.metrics.redis_error("refused");
             return Err(StoreError::Busy);
         };
-        // a range, not the whole: whoever else writes to this Redis cannot make the gateway read without end
+        // a range, not the whole: whoever else writes to this Redis cannot make the gateway read without end; one byte
+        // more than a value may have (both ends are included) tells one that was cut
         let mut command = Cmd::new();
         command.arg("GETRANGE").arg(self.redis_key(key)).arg(0).arg(self.most_bytes);
         match self.link.run(&command, self.timeout).await? {
-            Value::BulkString(bytes) if bytes.is_empty() => Ok(None),
+            Value::BulkString(bytes) if bytes.is_empty() || bytes.len() as u64 > self.most_bytes => Ok(None),
             // another version's, or not the gateway's at all: it will be written over
             Value::BulkString(bytes) => Ok(Entry::decode(Bytes::from(bytes))),
             _ => {
