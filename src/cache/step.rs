@@ -1,0 +1,216 @@
+//! The cache step: looks for a kept answer, lets Letta answer otherwise.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, Request, request};
+
+use super::agents::Agents;
+use super::directives::Directives;
+use super::key::key;
+use super::status::{Forwarded, tell_hit};
+use super::tee::{Keeping, is_json};
+use super::{Scope, Settings};
+use crate::auth;
+use crate::auth::key::Key;
+use crate::body::request::Read;
+use crate::body::{Body, RequestBody, Response};
+use crate::error::Error;
+use crate::letta::message::canonical;
+use crate::letta::routes::{Route, Sends};
+use crate::limits::Within;
+use crate::listen::Peer;
+use crate::step::{Handle, Step};
+use crate::store::{self, Entry, Store};
+use crate::telemetry::metrics::CacheResult;
+use crate::telemetry::{Metrics, Record};
+
+/// Bytes of a request body that are read to find its answer; a longer message is sent on as it comes.
+const LONGEST_MESSAGE: usize = 256 * 1024;
+
+/// A request that Letta is to answer.
+pub struct Forward {
+    parts: Parts,
+}
+
+/// What is known of a request that Letta is to answer.
+pub struct Parts {
+    pub request: Request<RequestBody>,
+    pub peer: Peer,
+    pub route: &'static Route,
+    /// The agent, conversation, run … the path names.
+    pub subject: Option<Box<str>>,
+    /// None on the open routes.
+    pub key: Option<Arc<Key>>,
+}
+
+impl Forward {
+    pub fn route(&self) -> &'static Route {
+        self.parts.route
+    }
+
+    pub fn into_parts(self) -> Parts {
+        self.parts
+    }
+}
+
+/// Answers from the store what it can.
+#[derive(Clone)]
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    agents: Agents,
+    ttl: Duration,
+    max_entry: usize,
+    scope: Scope,
+    store: Store,
+    metrics: Arc<Metrics>,
+}
+
+/// What the cache makes of a request.
+#[expect(clippy::large_enum_variant, reason = "moved twice on the stack; a box would cost a forwarded request more")]
+pub(super) enum Looked {
+    /// It has the answer.
+    Hit { response: Response, request_bytes: u64 },
+    /// Letta is to answer; `then` is for its answer.
+    Forward { request: Request<RequestBody>, then: Then },
+}
+
+/// What to do with Letta's answer.
+pub(super) struct Then {
+    why: Forwarded,
+    keeping: Option<Keeping>,
+}
+
+impl Then {
+    pub(super) fn result(&self) -> CacheResult {
+        self.why.result()
+    }
+
+    pub(super) fn answered(self, mut response: Response) -> Response {
+        self.why.tell(response.headers_mut());
+        match self.keeping {
+            Some(keeping) => keeping.watch(response),
+            None => response,
+        }
+    }
+}
+
+impl Cache {
+    pub fn new(settings: &Settings, store: Store, metrics: Arc<Metrics>) -> Self {
+        let inner = Inner {
+            agents: Agents::new(settings.agents.iter().map(String::as_str)),
+            ttl: settings.ttl,
+            max_entry: usize::try_from(settings.max_entry).unwrap_or(usize::MAX),
+            scope: settings.scope,
+            store,
+            metrics,
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The agent that `route` sends a message to, if its answers are kept.
+    fn agent<'a>(&self, route: &Route, subject: Option<&'a str>) -> Option<&'a str> {
+        match route.sends {
+            Some(Sends::Agent) => subject.filter(|agent| self.inner.agents.has(agent)),
+            Some(Sends::AgentStream | Sends::Conversation | Sends::ChatCompletions) | None => None,
+        }
+    }
+
+    /// Looks for the answer to `request`, which sends a message to `agent` with the key `key_id`.
+    pub(super) async fn look(&self, request: Request<RequestBody>, agent: &str, key_id: &str) -> Result<Looked, Error> {
+        let (parts, body) = request.into_parts();
+        let asked = Directives::of(&parts.headers);
+        let forward = |parts: request::Parts, body: RequestBody, why: Forwarded, under: Option<store::Key>| {
+            if asked.only_if_cached {
+                return Err(Error::NotKept);
+            }
+            let keeping = under.map(|key| self.keeping(key));
+            Ok(Looked::Forward { request: Request::from_parts(parts, body), then: Then { why, keeping } })
+        };
+        if asked.no_store {
+            return forward(parts, body, Forwarded::Request, None);
+        }
+        if !is_plain_json(&parts.headers) {
+            return forward(parts, body, Forwarded::NotJson, None);
+        }
+        let bytes = match body.read(LONGEST_MESSAGE).await? {
+            Read::Whole(bytes) => bytes,
+            Read::Longer(body) => return forward(parts, body, Forwarded::TooLong, None),
+        };
+        let message = match canonical(&bytes) {
+            Ok(message) => message,
+            Err(why) => return forward(parts, RequestBody::whole(bytes), Forwarded::NotCacheable(why), None),
+        };
+        let key = key(self.inner.scope, key_id, agent, &parts, &message);
+        let why = if asked.no_cache {
+            Forwarded::Request
+        } else {
+            match self.inner.store.get(&key).await {
+                Ok(Some(entry)) => match self.give(entry, asked) {
+                    Some(response) => return Ok(Looked::Hit { response, request_bytes: bytes.len() as u64 }),
+                    None => Forwarded::Stale,
+                },
+                Ok(None) => Forwarded::Miss,
+                Err(_) => Forwarded::Unavailable,
+            }
+        };
+        forward(parts, RequestBody::whole(bytes), why, Some(key))
+    }
+
+    /// The kept answer, unless it is too old for the configuration or for what is asked.
+    fn give(&self, entry: Entry, asked: Directives) -> Option<Response> {
+        let age = entry.age(SystemTime::now());
+        let left = self.inner.ttl.checked_sub(age)?;
+        if !asked.accept(age, left) {
+            return None;
+        }
+        let mut response = Response::new(Body::whole(entry.body));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, entry.content_type);
+        tell_hit(age, left, headers);
+        Some(response)
+    }
+
+    fn keeping(&self, key: store::Key) -> Keeping {
+        let Inner { ttl, max_entry, .. } = *self.inner;
+        Keeping { store: self.inner.store.clone(), key, ttl, max_entry }
+    }
+}
+
+/// A body that is JSON as it stands. Letta takes no other, and none that is compressed.
+fn is_plain_json(headers: &HeaderMap) -> bool {
+    headers.get(CONTENT_TYPE).is_some_and(is_json) && !headers.contains_key(CONTENT_ENCODING)
+}
+
+impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
+    async fn call(&self, within: Within, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let auth::Parts { request, peer, route, subject, key } = within.into_parts();
+        let request = request.map(RequestBody::incoming);
+        // a message without a key does not get here; if it did, it would have no scope to share answers in
+        let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
+            return next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await;
+        };
+        let (request, then) = match self.look(request, agent, &asker.id).await? {
+            Looked::Hit { response, request_bytes } => {
+                record.request_bytes = request_bytes;
+                self.tell(CacheResult::Hit, record);
+                return Ok(response);
+            }
+            Looked::Forward { request, then } => (request, then),
+        };
+        self.tell(then.result(), record);
+        let response = next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await?;
+        Ok(then.answered(response))
+    }
+}
+
+impl Cache {
+    fn tell(&self, result: CacheResult, record: &mut Record) {
+        record.cache = Some(result);
+        self.inner.metrics.cache(result);
+    }
+}
