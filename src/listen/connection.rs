@@ -165,7 +165,10 @@ async fn drive<C: Http>(
         progress.belongs_to(cx.waker());
         loop {
             if let Poll::Ready(result) = connection.as_mut().poll(cx) {
-                return Poll::Ready(result.map_or_else(|error| Reason::of(&error).map_or(Ok(()), Err), Ok));
+                let reason = result.err().as_ref().and_then(Reason::of);
+                // a socket that breaks between requests is one way for a client to leave
+                let left = reason == Some(Reason::Io) && progress.seen().in_flight == 0;
+                return Poll::Ready(reason.filter(|_| !left).map_or(Ok(()), Err));
             }
             if !progress.called() {
                 return Poll::Pending;

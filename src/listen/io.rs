@@ -204,8 +204,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         transport!(transport.poll_flush(cx))
     }
 
-    /// Says goodbye, then reads on until the client has too: closing a socket with unread bytes resets it, and a
-    /// client that is still uploading would lose the answer that refused its upload. The watchdog bounds the wait.
+    /// Says goodbye, then (HTTP/1) reads on until the client has too: closing a socket with unread bytes resets it, and
+    /// a client that is still uploading would lose the answer that refused its upload. The watchdog bounds the wait.
+    /// HTTP/2 has said all it had to say when it comes here.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let transport = &mut this.transport;
@@ -214,7 +215,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
             this.shut = true;
             this.progress.close();
         }
-        if this.ended || this.progress.closed_idle() {
+        if this.ended || this.frames.is_some() || this.progress.closed_idle() {
             return Poll::Ready(Ok(()));
         }
         let mut discarded = [0; 4096];
