@@ -27,7 +27,6 @@ pub(super) struct Target<'p> {
 /// The route of `path` under whichever of its names.
 pub(super) fn read<'p>(method: &Method, path: &'p str) -> Result<Target<'p>, Error> {
     let path = decoded(path)?;
-    check_segments(&path)?;
     let (path, route, subject) = if path.starts_with("/v1/") {
         let Found { route, subject } = find(method, &path).map_err(refusal)?;
         let subject = subject.map(Box::from);
@@ -53,9 +52,7 @@ fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
     if !path.starts_with('/') {
         return Err(Error::BadTarget("the path does not begin with a slash"));
     }
-    if !path.bytes().all(may_stand_in_a_path) {
-        return Err(Error::BadTarget("the path holds a character that must be percent-encoded, or a backslash"));
-    }
+    check(path)?;
     if memchr::memchr(b'%', path.as_bytes()).is_none() {
         return Ok(Cow::Borrowed(path));
     }
@@ -83,14 +80,54 @@ fn decoded(path: &str) -> Result<Cow<'_, str>, Error> {
     if std::str::from_utf8(&meant).is_err() {
         return Err(Error::BadTarget("the path is not UTF-8 once decoded"));
     }
+    check(&written)?;
     Ok(Cow::Owned(written))
 }
 
+/// One look at each byte; every request pays for this.
+fn check(path: &str) -> Result<(), Error> {
+    let (mut all_may_stand, mut doubtful, mut previous) = (true, false, 0);
+    for byte in path.bytes() {
+        all_may_stand &= is(byte, PATH);
+        doubtful |= previous == b'/' && matches!(byte, b'/' | b'.');
+        previous = byte;
+    }
+    if !all_may_stand {
+        return Err(Error::BadTarget("the path holds a character that must be percent-encoded, or a backslash"));
+    }
+    if doubtful && path.contains("//") {
+        return Err(Error::BadTarget("the path holds an empty segment (`//`)"));
+    }
+    if doubtful && path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return Err(Error::BadTarget("the path holds a dot segment"));
+    }
+    Ok(())
+}
+
 /// `pchar` of RFC 3986 §3.3, and what separates and encodes.
-fn may_stand_in_a_path(byte: u8) -> bool {
-    matches!(byte,
-        b'a'..=b'z' | b'/' | b'-' | b'0'..=b'9' | b'A'..=b'Z' | b'.' | b'_' | b'~' | b'%'
-        | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@')
+const PATH: u8 = 1;
+/// What ids are made of.
+const ID: u8 = 2;
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::indexing_slicing, clippy::cast_possible_truncation, reason = "evaluated by the compiler")]
+        {
+            classes[byte] = match byte as u8 {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' => PATH | ID,
+                b'/' | b'.' | b'~' | b'%' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' => PATH,
+                b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' => PATH,
+                _ => 0,
+            };
+        }
+        byte += 1;
+    }
+    classes
+};
+
+fn is(byte: u8, class: u8) -> bool {
+    CLASSES.get(usize::from(byte)).is_some_and(|classes| classes & class != 0)
 }
 
 fn hex_byte(digits: &str) -> Option<u8> {
@@ -99,17 +136,6 @@ fn hex_byte(digits: &str) -> Option<u8> {
         return None;
     }
     u8::from_str_radix(digits, 16).ok()
-}
-
-fn check_segments(path: &str) -> Result<(), Error> {
-    let bytes = path.as_bytes();
-    if memchr::memmem::find(bytes, b"//").is_some() {
-        return Err(Error::BadTarget("the path holds an empty segment (`//`)"));
-    }
-    if memchr::memmem::find(bytes, b"/.").is_some() && path.split('/').any(|segment| matches!(segment, "." | "..")) {
-        return Err(Error::BadTarget("the path holds a dot segment"));
-    }
-    Ok(())
 }
 
 /// `/latest/…`, `/api/v1/…`, `/api/…` and the bare `/agents/…` are other names of `/v1/…`.
@@ -140,7 +166,7 @@ fn slashed<'p>(mut path: Cow<'p, str>, route: &Route) -> Cow<'p, str> {
 /// An id is logged, hashed and compared: what cannot be one of Letta's is refused where it names the thing acted on.
 fn sane(kind: Subject, id: Option<Box<str>>) -> Result<Option<Box<str>>, Error> {
     let Some(id) = id else { return Ok(None) };
-    if id.len() <= LONGEST_ID && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_')) {
+    if id.len() <= LONGEST_ID && id.bytes().all(|byte| is(byte, ID)) {
         return Ok(Some(id));
     }
     match kind {
