@@ -535,3 +535,47 @@ async fn hits_count_against_the_rate_and_tell_what_is_left() {
     assert_eq!(refused.headers["x-ratelimit-remaining"], "0");
     assert_eq!(gateway.calls(), 1);
 }
+
+#[tokio::test]
+async fn a_stream_is_in_flight_until_its_last_byte_or_until_its_client_leaves() {
+    let (told, mut streams) = mpsc::unbounded_channel();
+    let gateway = gateway(&settings(), move || {
+        let (pieces, rest) = mpsc::unbounded_channel();
+        told.send(pieces).unwrap();
+        Response::new(Body::stream(Fed(rest)))
+    });
+    let stream = format!("{AGENT}/stream");
+    let mut open = Vec::new();
+    for _ in 0..3 {
+        open.push(gateway.open(post(&stream, "one", HELLO, &[])).await);
+    }
+    let refused = gateway.ask(&stream, HELLO, &[]).await;
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert_eq!(
+        (&refused.headers["retry-after"], &refused.headers["x-ratelimit-limit"]),
+        (&"1".parse().unwrap(), &"3".parse().unwrap())
+    );
+    assert_eq!(gateway.calls(), 3);
+
+    // one ends, one is left
+    drop(streams.recv().await.unwrap());
+    open.remove(0).into_body().collect().await.unwrap();
+    drop(open.pop());
+    for _ in 0..2 {
+        let again = eventually_open(&gateway, &stream).await;
+        assert_eq!(again.status(), StatusCode::OK);
+        open.push(again);
+    }
+}
+
+/// Asks until the gateway has seen that the client before has left.
+async fn eventually_open(gateway: &Gateway, path: &str) -> http::Response<hyper::body::Incoming> {
+    for _ in 0..1000 {
+        let response = gateway.open(post(path, "one", HELLO, &[])).await;
+        if response.status() != StatusCode::TOO_MANY_REQUESTS {
+            return response;
+        }
+        tokio::task::yield_now().await;
+    }
+    panic!("no place is given back")
+}

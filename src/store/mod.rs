@@ -126,7 +126,10 @@ impl Store {
             return Ok(previous.clone());
         }
         let place = match &settings.redis {
-            None => Place::Memory(Arc::new(Memory::new(settings.max_total, metrics))),
+            None => {
+                metrics.redis_up.set(0);
+                Place::Memory(Arc::new(Memory::new(settings.max_total, metrics)))
+            }
             Some(redis) => Place::Redis(Arc::new(Redis::new(redis, settings.max_entry, Arc::clone(metrics))?)),
         };
         Ok(Self { settings: Arc::new(settings), place })

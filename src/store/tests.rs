@@ -23,8 +23,9 @@ fn in_memory(max_total: u64) -> Settings {
     Settings { redis: None, max_entry: 1024, max_total }
 }
 
+/// With a budget that no loaded machine exceeds.
 fn in_redis(url: String) -> Settings {
-    let redis = RedisSettings { url, timeout: Duration::from_millis(200), prefix: "test:".into(), ca_file: None };
+    let redis = RedisSettings { url, timeout: Duration::from_secs(5), prefix: "test:".into(), ca_file: None };
     Settings { redis: Some(redis), max_entry: 1024, max_total: 0 }
 }
 
@@ -39,8 +40,21 @@ async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut(
 
 /// A store on `server` that has connected.
 async fn connected(server: &RedisServer) -> (Store, Arc<Metrics>) {
+    connected_with(in_redis(server.url())).await
+}
+
+/// A store that gives up on a Redis that hangs before the test's reader does.
+async fn impatient(server: &RedisServer) -> (Store, Arc<Metrics>) {
+    let mut settings = in_redis(server.url());
+    if let Some(redis) = &mut settings.redis {
+        redis.timeout = Duration::from_millis(100);
+    }
+    connected_with(settings).await
+}
+
+async fn connected_with(settings: Settings) -> (Store, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
-    let store = Store::new(in_redis(server.url()), &metrics, None).unwrap();
+    let store = Store::new(settings, &metrics, None).unwrap();
     eventually("connected", async || store.health() == Health::Ok).await;
     (store, metrics)
 }
@@ -245,7 +259,7 @@ async fn a_redis_that_dies_is_known_to_be_gone_and_used_again_when_it_is_back() 
 #[tokio::test]
 async fn a_redis_that_hangs_is_given_up_after_a_few_budgets_and_used_again_when_it_wakes() {
     let server = RedisServer::start();
-    let (store, metrics) = connected(&server).await;
+    let (store, metrics) = impatient(&server).await;
     kept(&store, ONE, &entry("a"), HOUR).await;
     server.hang();
     let mut timeouts = 0;
@@ -278,7 +292,7 @@ async fn entry_of(store: &Store, body: &str) -> Entry {
 #[tokio::test]
 async fn many_at_once_on_a_redis_that_hangs_all_end_and_hold_nothing() {
     let server = RedisServer::start();
-    let (store, _) = connected(&server).await;
+    let (store, _) = impatient(&server).await;
     server.hang();
     let asked: Vec<_> = (0..3000)
         .map(|n| {

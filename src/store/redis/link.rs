@@ -156,7 +156,10 @@ async fn watch(link: &Link, live: &Arc<Live>, budget: Duration) {
         tokio::select! {
             () = link.lost.notified() => {}
             () = sleep(PING_EVERY) => {
-                let _ = link.run_on(live, &ping, budget).await;
+                if link.run_on(live, &ping, budget).await.is_ok() {
+                    // again and again, because the link that a reload has replaced tells of its end in the same gauge
+                    link.metrics.redis_up.set(1);
+                }
             }
         }
     }
