@@ -168,13 +168,14 @@ impl Watch for Record {
 impl Drop for Record {
     fn drop(&mut self) {
         let metrics = &self.sink.metrics;
+        let now = Instant::now();
         metrics.in_flight.dec();
         self.ended.get_or_insert(Ended::Client);
         let route = metrics.route(self.route);
         if let Some(requests) = route.requests(self.status) {
             requests.inc();
         }
-        route.duration.observe(self.started.elapsed().as_secs_f64());
+        route.duration.observe(now.saturating_duration_since(self.started).as_secs_f64());
         if let Some(responded) = self.responded {
             route.time_to_first_byte.observe(responded.saturating_duration_since(self.started).as_secs_f64());
         }
@@ -189,6 +190,6 @@ impl Drop for Record {
         }
         metrics.request_bytes.inc_by(self.request_bytes);
         metrics.response_bytes.inc_by(self.response_bytes);
-        self.sink.access.write(self);
+        self.sink.access.write(self, now);
     }
 }
