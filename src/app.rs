@@ -1,1 +1,275 @@
-//! (being written)
+//! Binds, runs, reloads, drains: the gateway as one thing that starts and stops.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::admin::{Admin, Readiness, StoreState};
+use crate::balance::health;
+use crate::config::{self, Settings};
+use crate::error::Cause;
+use crate::listen::{self, Listener, Live, Peer, Stop};
+use crate::pipeline::Pipeline;
+use crate::reload;
+use crate::step;
+use crate::store::Health;
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::diagnostics::Diagnostics;
+use crate::telemetry::record::Sink;
+
+/// Why the gateway could not start.
+pub type StartError = Cause;
+
+/// How often idle connections and gauges are looked after.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// How long the last lines of the access log may take.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+/// A running gateway.
+pub struct Gateway {
+    shared: Arc<Shared>,
+    listeners: Vec<Bound>,
+    addresses: Vec<SocketAddr>,
+    admin: Option<SocketAddr>,
+    /// Ends the listeners and their connections.
+    stop: Stop,
+    /// Ends everything else.
+    end: CancellationToken,
+    tasks: TaskTracker,
+}
+
+/// A listener at work, by the address of its configuration.
+struct Bound {
+    configured: SocketAddr,
+    live: Arc<Live>,
+}
+
+/// What requests, the admin listener and a reload share.
+struct Shared {
+    pipeline: ArcSwap<Pipeline>,
+    sink: Sink,
+    /// Ends the health checks of the current configuration.
+    checks: ArcSwap<CancellationToken>,
+    draining: AtomicBool,
+    config_problem: ArcSwap<Option<String>>,
+}
+
+/// Runs the gateway of `settings` until SIGTERM or SIGINT, then drains it. `path` is watched for changes.
+pub async fn run(settings: Settings, path: PathBuf, diagnostics: Diagnostics) -> Result<(), StartError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut changes = reload::watch(&settings, &path)?;
+    let gateway = Gateway::start(&settings).await?;
+    let mut current = settings;
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            () = changes.next() => {
+                if let Some(new) = gateway.reload(&current, &path, &diagnostics) {
+                    changes.follow(&new, &path);
+                    current = new;
+                }
+            }
+        }
+    }
+    tracing::info!(patience = ?current.drain, "draining");
+    tokio::select! {
+        whole = gateway.drain(current.drain) => {
+            if !whole {
+                tracing::warn!("drain time is over; what was left was ended");
+            }
+        }
+        _ = interrupt.recv() => tracing::warn!("interrupted again; not waiting"),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}
+
+impl Gateway {
+    /// Binds everything, then serves.
+    pub async fn start(settings: &Settings) -> Result<Self, StartError> {
+        let metrics = Arc::new(crate::telemetry::Metrics::new());
+        let access = AccessLog::stdout(settings.log.access, Arc::clone(&metrics));
+        let sink = Sink { metrics: Arc::clone(&metrics), access };
+        Self::start_with(settings, sink).await
+    }
+
+    /// The same with a sink of the caller's.
+    pub async fn start_with(settings: &Settings, sink: Sink) -> Result<Self, StartError> {
+        let pipeline = Pipeline::build(settings, &sink, None)?;
+        let mut bound = Vec::with_capacity(settings.listeners.len());
+        for listener in &settings.listeners {
+            bound.push((Listener::bind(listener, &sink.metrics)?, listener));
+        }
+        let admin = settings.admin.as_ref().map(Admin::bind).transpose()?;
+
+        let shared = Arc::new(Shared {
+            pipeline: ArcSwap::from_pointee(pipeline),
+            sink,
+            checks: ArcSwap::from_pointee(CancellationToken::new()),
+            draining: AtomicBool::new(false),
+            config_problem: ArcSwap::from_pointee(None),
+        });
+        let mut gateway = Self {
+            listeners: Vec::with_capacity(bound.len()),
+            addresses: Vec::with_capacity(bound.len()),
+            admin: admin.as_ref().map(Admin::local_address),
+            stop: Stop::new(),
+            end: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            shared,
+        };
+        gateway.watch_replicas(settings);
+        gateway.upkeep();
+        for (listener, listener_settings) in bound {
+            let address = listener.local_address();
+            tracing::info!(%address, tls = listener_settings.tls.is_some(), "listening");
+            gateway.addresses.push(address);
+            gateway.listeners.push(Bound { configured: listener_settings.address, live: listener.live() });
+            gateway.serve(listener);
+        }
+        if let Some(admin) = admin {
+            let shared = Arc::clone(&gateway.shared);
+            let metrics = Arc::clone(&gateway.shared.sink.metrics);
+            gateway.tasks.spawn(admin.serve(metrics, move || shared.readiness(), gateway.end.clone()));
+        }
+        Ok(gateway)
+    }
+
+    /// Where it listens, in the order of the configuration.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Where /metrics is.
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin
+    }
+
+    fn serve(&self, listener: Listener) {
+        let shared = Arc::clone(&self.shared);
+        let service = step::service(move |(request, peer): (http::Request<hyper::body::Incoming>, Peer)| {
+            // a request finishes with the configuration it began with
+            let pipeline = shared.pipeline.load_full();
+            async move { pipeline.stack.answer(request, peer).await }
+        });
+        self.tasks.spawn(listener.serve(service, self.stop.clone()));
+    }
+
+    /// Starts the health checks of the current pipeline and ends those of the one before.
+    fn watch_replicas(&self, settings: &Settings) {
+        let token = CancellationToken::new();
+        self.shared.checks.swap(Arc::new(token.clone())).cancel();
+        for endpoint in &self.shared.pipeline.load().endpoints {
+            let checks = health::watch(Arc::clone(endpoint), settings.balance.health_check.clone());
+            self.tasks.spawn(token.clone().run_until_cancelled_owned(checks));
+        }
+    }
+
+    /// Closes idle connections to replicas and keeps gauges true.
+    fn upkeep(&self) {
+        let shared = Arc::clone(&self.shared);
+        let end = self.end.clone();
+        let upkeep = async move {
+            let mut ticks = tokio::time::interval(UPKEEP);
+            loop {
+                ticks.tick().await;
+                let now = Instant::now();
+                let pipeline = shared.pipeline.load_full();
+                for pool in &pipeline.pools {
+                    pool.close_idle(now);
+                }
+                for endpoint in &pipeline.endpoints {
+                    endpoint.tell(now);
+                }
+            }
+        };
+        self.tasks.spawn(end.run_until_cancelled_owned(upkeep));
+    }
+
+    /// Reads the configuration again. A bad one is told and the old one stays.
+    fn reload(&self, old: &Settings, path: &Path, diagnostics: &Diagnostics) -> Option<Settings> {
+        let metrics = &self.shared.sink.metrics;
+        let result = config::load(path).map_err(|problems| problems.to_string()).and_then(|new| {
+            let previous = self.shared.pipeline.load_full();
+            let pipeline =
+                Pipeline::build(&new, &self.shared.sink, Some(&previous)).map_err(|error| error.to_string())?;
+            diagnostics.reload(&new.log).map_err(|error| error.to_string())?;
+            self.reload_listeners(&new.listeners).map_err(|error| error.to_string())?;
+            Ok((new, pipeline))
+        });
+        match result {
+            Ok((new, pipeline)) => {
+                for what in config::needs_restart(old, &new) {
+                    tracing::warn!(what, "changed in the configuration, but takes a restart");
+                }
+                self.shared.pipeline.store(Arc::new(pipeline));
+                self.watch_replicas(&new);
+                self.shared.config_problem.store(Arc::new(None));
+                metrics.reload("ok");
+                tracing::info!(config = %path.display(), "configuration reloaded");
+                Some(new)
+            }
+            Err(problem) => {
+                metrics.reload("error");
+                tracing::error!(config = %path.display(), %problem, "configuration not reloaded; the old one stays");
+                self.shared.config_problem.store(Arc::new(Some(problem)));
+                None
+            }
+        }
+    }
+
+    /// Certificates and bounds of the listeners that stay where they are.
+    fn reload_listeners(&self, listeners: &[listen::Settings]) -> Result<(), listen::TlsError> {
+        // all or none: what one cannot load must not leave another changed
+        for tls in listeners.iter().filter_map(|new| new.tls.as_ref()) {
+            listen::TlsCertificates::load(tls)?;
+        }
+        for new in listeners {
+            if let Some(bound) = self.listeners.iter().find(|bound| bound.configured == new.address) {
+                bound.live.reload(new, &self.shared.sink.metrics)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes no more connections, lets what is in flight end within `patience`, ends the rest. True if nothing was
+    /// left to end.
+    pub async fn drain(&self, patience: Duration) -> bool {
+        self.shared.draining.store(true, Ordering::Relaxed);
+        let cut_off = self.stop.finish(patience).await;
+        self.end.cancel();
+        self.shared.checks.load().cancel();
+        self.tasks.close();
+        let _ = timeout(LAST_LINES, self.tasks.wait()).await;
+        self.shared.sink.access.close(LAST_LINES);
+        cut_off == 0
+    }
+}
+
+impl Shared {
+    fn readiness(&self) -> Readiness {
+        let pipeline = self.pipeline.load();
+        let now = Instant::now();
+        Readiness {
+            draining: self.draining.load(Ordering::Relaxed),
+            healthy_upstreams: pipeline.endpoints.iter().filter(|endpoint| endpoint.is_available(now)).count(),
+            upstreams: pipeline.endpoints.len(),
+            store: match pipeline.store.health() {
+                _ if !pipeline.is_store_shared => StoreState::InProcess,
+                Health::Ok => StoreState::Ok,
+                Health::Degraded(why) => StoreState::Degraded(why),
+            },
+            config_problem: self.config_problem.load().as_ref().clone(),
+        }
+    }
+}

@@ -19,9 +19,10 @@ pub mod route; //     the target, read once and strictly -> which Letta endpoint
 pub mod auth; //      bearer -> key (by digest) -> may this key do that
 pub mod limits; //    rate and requests in flight of each key
 pub mod cache; //     answers a repeated agent:message
+pub mod hygiene; //   what of a message may pass, in both directions: hop-by-hop names, credentials, Location
 pub mod retry; //     whether another attempt is safe and affordable
 pub mod balance; //   picks a replica for one attempt; health and ejection
-pub mod upstream; //  one attempt to one replica: pool, timeouts, header hygiene
+pub mod upstream; //  one attempt to one replica: pool, timeouts, event streams
 
 // The assembly: may see everything above.
 pub mod pipeline; //  the stack, top to bottom; nothing else

@@ -1,6 +1,23 @@
-//! Picks a replica for one attempt.
+//! Picks a replica for one attempt: by the agent, by load or in turn, among those that are well.
 
+pub mod endpoint;
+pub mod health;
+mod pick;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::body::{Permit, Response};
+use crate::error::Error;
+use crate::letta::fault::is_replica_fault;
+use crate::retry::Attempt;
+use crate::step::{Handle, Step};
+use crate::telemetry::{Metrics, Record};
+
+pub use endpoint::Endpoint;
 
 /// What the configuration says of the replicas.
 #[derive(Debug, Clone, PartialEq)]
@@ -44,4 +61,98 @@ pub struct Ejection {
     pub after: u32,
     /// For so long; doubles with each ejection in a row, up to ten times.
     pub duration: Duration,
+}
+
+/// An attempt with the replica it goes to.
+pub struct Placed<'a> {
+    pub attempt: Attempt<'a>,
+    pub endpoint: Arc<Endpoint>,
+    /// Counts as load of the replica until the response's last byte.
+    pub load: Permit,
+}
+
+/// The step that picks.
+pub struct Balance {
+    endpoints: Vec<Arc<Endpoint>>,
+    policy: Policy,
+    ejection: Ejection,
+    turn: AtomicU32,
+}
+
+impl Balance {
+    /// Replicas of `previous` that are still configured keep their health and load.
+    pub fn new(settings: &Settings, metrics: &Metrics, previous: Option<&[Arc<Endpoint>]>) -> Self {
+        let known = |server: &Server| {
+            previous?.iter().find(|endpoint| *endpoint.authority == *server.authority).map(|endpoint| endpoint.health())
+        };
+        let endpoints = settings
+            .servers
+            .iter()
+            .enumerate()
+            .map(|(place, server)| {
+                Arc::new(Endpoint::new(place, server, metrics.upstream(&server.authority), known(server)))
+            })
+            .collect();
+        Self { endpoints, policy: settings.policy, ejection: settings.ejection.clone(), turn: AtomicU32::new(0) }
+    }
+
+    /// In the order of the configuration.
+    pub fn endpoints(&self) -> &[Arc<Endpoint>] {
+        &self.endpoints
+    }
+
+    fn pick(&self, attempt: &Attempt<'_>) -> Option<&Arc<Endpoint>> {
+        let now = Instant::now();
+        let failed = *attempt.failed;
+        let well = |endpoint: &Endpoint| endpoint.is_available(now) && !failed.contains(endpoint.place);
+        // A fleet that is all ill is still tried: one bad check must not make an outage.
+        let untried = |endpoint: &Endpoint| !failed.contains(endpoint.place);
+        let turn = || self.turn.fetch_add(1, Ordering::Relaxed);
+        pick::pick(&self.endpoints, self.policy, attempt.subject, turn, well)
+            .or_else(|| pick::pick(&self.endpoints, self.policy, attempt.subject, turn, untried))
+    }
+
+    /// Leaves `endpoint` out for a while, unless it is the last one in rotation.
+    fn eject_after_failure(&self, endpoint: &Endpoint) {
+        let now = Instant::now();
+        let others = self.endpoints.iter().any(|other| other.place != endpoint.place && other.is_available(now));
+        if let Some(pause) = endpoint.failed(&self.ejection, others, now) {
+            tracing::warn!(upstream = %endpoint.authority, seconds = pause.as_secs(), "replica ejected");
+        }
+    }
+}
+
+impl<'a, Next> Step<Attempt<'a>, Next> for Balance
+where
+    Next: Handle<Placed<'a>>,
+{
+    async fn call(&self, attempt: Attempt<'a>, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let endpoint = self.pick(&attempt).ok_or(Error::NoUpstream)?;
+        record.upstream = Some(Arc::clone(&endpoint.metrics));
+        let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
+        let answer = next.handle(placed, record).await;
+        match &answer {
+            Ok(response) => {
+                let status = response.status();
+                if let Some(requests) = endpoint.metrics.requests(status.as_u16()) {
+                    requests.inc();
+                }
+                if status.is_server_error() && is_replica_fault(status, response.body().as_whole()) {
+                    self.eject_after_failure(endpoint);
+                } else {
+                    endpoint.succeeded();
+                }
+            }
+            Err(error) => {
+                if let Some(requests) = endpoint.metrics.requests(0) {
+                    requests.inc();
+                }
+                if matches!(error, Error::UpstreamConnect { .. }) {
+                    endpoint.metrics.connect_failures.inc();
+                    self.eject_after_failure(endpoint);
+                }
+            }
+        }
+        answer
+    }
 }

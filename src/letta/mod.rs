@@ -1,6 +1,8 @@
 //! What is known of Letta and nobody else needs to know: its routes, its messages, its replies, its event streams.
 //! The facts are those of the V1 server 0.16.8.
 
+pub mod fault;
+pub mod headers;
 pub mod message;
 pub mod reply;
 pub mod routes;

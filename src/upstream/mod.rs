@@ -1,6 +1,27 @@
 //! One attempt to one replica: pool, timeouts, header hygiene.
+//!
+//! The task that serves the client also drives the connection to the replica: nothing is spawned, no other task is
+//! woken. What is dropped early closes its connection, so that a client that leaves is seen by Letta.
 
+mod alarm;
+mod connection;
+mod pool;
+mod reply;
+
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::balance::{Endpoint, Placed};
+use crate::body::Response;
+use crate::error::Error;
+use crate::letta::routes::Pace;
+use crate::step::Handle;
+use crate::telemetry::{Metrics, Record};
+
+use connection::Unanswered;
+pub use pool::Pool;
 
 /// What the configuration says of talking to a replica.
 #[derive(Clone, PartialEq, Eq)]
@@ -29,4 +50,90 @@ pub struct PoolSettings {
     pub max_wait: Duration,
     /// How long an unused one is kept; under uvicorn's keep-alive of 5 s.
     pub idle_timeout: Duration,
+}
+
+/// The innermost step: sends the request.
+pub struct Upstream {
+    /// By the endpoint's place.
+    pools: Vec<Arc<Pool>>,
+    timeouts: Timeouts,
+    metrics: Arc<Metrics>,
+}
+
+impl Upstream {
+    /// Pools of `previous` to replicas that are still configured are kept with their connections.
+    pub fn new(
+        settings: &Settings,
+        endpoints: &[Arc<Endpoint>],
+        metrics: Arc<Metrics>,
+        previous: Option<&[Arc<Pool>]>,
+    ) -> Self {
+        let pools = endpoints
+            .iter()
+            .map(|endpoint| {
+                let kept = previous.and_then(|pools| {
+                    pools.iter().find(|pool| pool.serves(&endpoint.authority, &settings.pool, &settings.timeouts))
+                });
+                kept.map_or_else(|| Arc::new(Pool::new(endpoint, settings)), Arc::clone)
+            })
+            .collect();
+        Self { pools, timeouts: settings.timeouts.clone(), metrics }
+    }
+
+    /// By the endpoint's place; for the next configuration and for the task that closes idle connections.
+    pub fn pools(&self) -> &[Arc<Pool>] {
+        &self.pools
+    }
+
+    /// How long a replica may take to begin its answer.
+    fn patience(&self, pace: Pace) -> Duration {
+        match pace {
+            Pace::Ordinary => self.timeouts.request,
+            Pace::Long => self.timeouts.message,
+        }
+    }
+}
+
+impl<'a> Handle<Placed<'a>> for Upstream {
+    async fn handle(&self, placed: Placed<'a>, record: &mut Record) -> Result<Response, Error> {
+        let Placed { attempt, endpoint, load } = placed;
+        let Some(pool) = self.pools.get(endpoint.place) else { return Err(Error::NoUpstream) };
+        let mut lease = match pool.lease(attempt.fresh).await {
+            Ok(lease) => lease,
+            Err(error) => {
+                // another replica may be reached: this one is out for this request
+                attempt.failed.add(endpoint.place);
+                return Err(error);
+            }
+        };
+        let Some(mut request) = attempt.request.take() else { return Err(Error::NoUpstream) };
+        let meter = (!http_body::Body::is_end_stream(request.body())).then(|| request.body_mut().meter());
+        let patience = self.patience(attempt.route.pace);
+        let sent = Instant::now();
+        record.sent = Some(sent);
+        let answer = lease.exchange(request, sent + patience).await;
+        record.answered = Some(Instant::now());
+        if let Some(meter) = &meter {
+            record.request_bytes = meter.bytes();
+        }
+        let upstream = || endpoint.authority.to_string();
+        let response = match answer {
+            Ok(response) => response,
+            Err(failure) => {
+                if let Some(error) = meter.and_then(|meter| meter.failure()) {
+                    return Err(error);
+                }
+                return Err(match failure {
+                    Unanswered::NotSent(request, cause) => {
+                        *attempt.request = Some(*request);
+                        Error::UpstreamClosed { upstream: upstream(), sent: false, cause }
+                    }
+                    Unanswered::Closed(cause) => Error::UpstreamClosed { upstream: upstream(), sent: true, cause },
+                    Unanswered::Late => Error::UpstreamTimeout { upstream: upstream(), after: patience },
+                });
+            }
+        };
+        let idle = reply::Idle { stream: self.timeouts.stream_idle, other: patience };
+        Ok(reply::pass_on(response, lease, load, idle, &self.metrics).await)
+    }
 }

@@ -1,0 +1,183 @@
+//! What of a message may pass between client and Letta, in both directions.
+//!
+//! Towards Letta: hop-by-hop names end here (RFC 9110 §7.6.1), the client's credentials and whatever else would choose
+//! another Letta user are taken off, the gateway's own are put on, the body is held to its limit. Towards the client:
+//! hop-by-hop names end, and no inner address leaves in a `Location`.
+
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION, TRANSFER_ENCODING};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use http_body::Body as _;
+
+use crate::body::{RequestBody, Response};
+use crate::cache::{self, Forward};
+use crate::error::Error;
+use crate::letta::headers::client_may_set;
+use crate::letta::routes::Route;
+use crate::listen::Peer;
+use crate::record::X_REQUEST_ID;
+use crate::step::{Handle, Step};
+use crate::telemetry::Record;
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Letta stores it with each step of a run (`services/step_manager.py`).
+const X_API_REQUEST_LOG_ID: HeaderName = HeaderName::from_static("x-api-request-log-id");
+
+/// A request as Letta may see it.
+pub struct Outbound {
+    request: Request<RequestBody>,
+    route: &'static Route,
+    subject: Option<Box<str>>,
+}
+
+impl Outbound {
+    /// The request, its route, and what its path names.
+    pub fn into_parts(self) -> (Request<RequestBody>, &'static Route, Option<Box<str>>) {
+        (self.request, self.route, self.subject)
+    }
+}
+
+/// The step that cleans both ways.
+pub struct Hygiene {
+    credentials: Option<HeaderValue>,
+    /// Bytes of a request body at most.
+    max_body: u64,
+}
+
+impl Hygiene {
+    /// `password`: Letta's own, sent as `Authorization: Bearer`.
+    pub fn new(password: Option<&str>, max_body: u64) -> Result<Self, Error> {
+        let credentials = password
+            .map(|password| {
+                let mut value = HeaderValue::from_str(&format!("Bearer {password}"))
+                    .map_err(|_| Error::BadHeader("the upstream password has characters no header can carry"))?;
+                value.set_sensitive(true);
+                Ok(value)
+            })
+            .transpose()?;
+        Ok(Self { credentials, max_body })
+    }
+}
+
+impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
+    async fn call(&self, forward: Forward, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let cache::Parts { request, peer, route, subject, key: _ } = forward.into_parts();
+        let (mut head, body) = request.into_parts();
+        prepare(&mut head.headers, self.credentials.as_ref(), &peer, &record.request_id);
+        record.request_bytes = body.size_hint().exact().unwrap_or(0);
+        let body = body.within(self.max_body)?;
+        let host = head.headers.get(HOST).cloned();
+        let mut request = Request::new(body);
+        *request.method_mut() = head.method;
+        *request.uri_mut() = head.uri;
+        *request.headers_mut() = head.headers;
+        let mut response = next.handle(Outbound { request, route, subject }, record).await?;
+        let headers = response.headers_mut();
+        end_hop(headers);
+        let replica = record.upstream.as_ref().map_or("", |upstream| &*upstream.id);
+        keep_location_outside(headers, host.as_ref(), replica);
+        Ok(response)
+    }
+}
+
+/// Makes a request's headers ready for a replica.
+fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Peer, request_id: &HeaderValue) {
+    end_hop(headers);
+    let refused: Vec<HeaderName> =
+        headers.keys().filter(|name| **name == EXPECT || !client_may_set(name)).cloned().collect();
+    for name in refused {
+        headers.remove(name);
+    }
+    rejoin_cookies(headers);
+    if let Some(credentials) = credentials {
+        headers.insert(AUTHORIZATION, credentials.clone());
+    }
+    headers.insert(X_FORWARDED_FOR, address(peer.address.ip()));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if peer.tls { "https" } else { "http" }));
+    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(X_API_REQUEST_LOG_ID, request_id.clone());
+}
+
+/// Takes off what belongs to one connection only: the names `Connection` lists, then the known ones.
+fn end_hop(headers: &mut HeaderMap) {
+    if headers.contains_key(CONNECTION) {
+        let listed: Vec<HeaderName> = headers
+            .get_all(CONNECTION)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
+            // framing and routing are no client's to remove
+            .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "content-type"))
+            .collect();
+        for name in listed {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    let chunked = headers.contains_key(TRANSFER_ENCODING);
+    if chunked {
+        // RFC 9112 §6.3: the transfer coding wins over a length beside it
+        headers.remove(CONTENT_LENGTH);
+    }
+    let hop: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
+    for name in hop {
+        headers.remove(name);
+    }
+}
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "keep-alive"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+            | "http2-settings"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-authentication-info"
+    )
+}
+
+/// HTTP/2 may send a cookie in crumbs; HTTP/1.1 takes one line (RFC 9113 §8.2.3).
+fn rejoin_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(COOKIE).iter();
+    let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut joined = first.as_bytes().to_vec();
+    for crumb in std::iter::once(second).chain(crumbs) {
+        joined.extend_from_slice(b"; ");
+        joined.extend_from_slice(crumb.as_bytes());
+    }
+    if let Ok(cookie) = HeaderValue::from_maybe_shared(Bytes::from(joined)) {
+        headers.insert(COOKIE, cookie);
+    }
+}
+
+fn address(client: IpAddr) -> HeaderValue {
+    let mut text = String::with_capacity(15);
+    let _ = write!(text, "{}", client.to_canonical());
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("unknown"))
+}
+
+/// Brings a `Location` that names the replica, or this gateway by whatever scheme Letta believed in, to a path: no
+/// inner address ever reaches a client.
+fn keep_location_outside(headers: &mut HeaderMap, host: Option<&HeaderValue>, replica: &str) {
+    let Some(location) = headers.get(LOCATION) else { return };
+    let Ok(uri) = Uri::try_from(location.as_bytes()) else { return };
+    let Some(authority) = uri.authority() else { return };
+    let is_ours = host.is_some_and(|host| host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes()));
+    if !is_ours && !authority.as_str().eq_ignore_ascii_case(replica) {
+        return;
+    }
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    if let Ok(path) = HeaderValue::from_str(path) {
+        headers.insert(LOCATION, path);
+    }
+}

@@ -1,0 +1,123 @@
+//! One HTTP/1.1 connection to a replica, driven by the task that uses it.
+
+use std::future::Future as _;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use super::alarm::Alarm;
+use crate::body::RequestBody;
+use crate::error::Cause;
+use crate::telemetry::metrics::{Gauged, UpstreamMetrics};
+
+/// Bytes of an answer read ahead for a client that takes them slowly; also the most a response head may have.
+const READ_BUFFER: usize = 16 * 1024;
+
+/// An open connection. Dropping it closes it.
+pub(super) struct Connection {
+    sender: http1::SendRequest<RequestBody>,
+    driver: Pin<Box<http1::Connection<TokioIo<TcpStream>, RequestBody>>>,
+    closed: bool,
+    alarm: Alarm,
+    /// When it was last given back.
+    pub(super) parked: Instant,
+    _open: Gauged,
+}
+
+/// Why there is no answer.
+pub(super) enum Unanswered {
+    /// Nothing of the request was written; here it is again.
+    NotSent(Box<Request<RequestBody>>, Cause),
+    /// The replica closed the connection; it may have the request.
+    Closed(Cause),
+    /// The deadline passed.
+    Late,
+}
+
+impl Connection {
+    /// Dials `authority` within `patience`.
+    pub(super) async fn open(authority: &str, patience: Duration, metrics: &UpstreamMetrics) -> Result<Self, Cause> {
+        let stream = timeout(patience, TcpStream::connect(authority)).await??;
+        stream.set_nodelay(true)?;
+        let (sender, driver) = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(TokioIo::new(stream)).await?;
+        let now = Instant::now();
+        Ok(Self {
+            sender,
+            driver: Box::pin(driver),
+            closed: false,
+            alarm: Alarm::at(now + patience),
+            parked: now,
+            _open: Gauged::new(&metrics.connections),
+        })
+    }
+
+    /// Sends `request` and waits for the head of its answer until `deadline`.
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<RequestBody>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        self.alarm.move_to(deadline);
+        let mut answer = pin!(self.sender.try_send_request(request));
+        std::future::poll_fn(|cx| {
+            let driven = drive(&mut self.driver, &mut self.closed, cx);
+            // asked after the driver: its last poll may have delivered the answer
+            match answer.as_mut().poll(cx) {
+                Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                Poll::Ready(Err(mut failure)) => {
+                    return Poll::Ready(Err(match failure.take_message() {
+                        Some(request) => Unanswered::NotSent(Box::new(request), failure.into_error().into()),
+                        None => Unanswered::Closed(failure.into_error().into()),
+                    }));
+                }
+                Poll::Pending => {}
+            }
+            if driven.is_ready() {
+                return Poll::Ready(Err(Unanswered::Closed("the connection ended without an answer".into())));
+            }
+            self.alarm.poll(cx).map(|()| Err(Unanswered::Late))
+        })
+        .await
+    }
+
+    /// Lets the connection read and write; ready once it is closed.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        drive(&mut self.driver, &mut self.closed, cx)
+    }
+
+    /// Sets the deadline that [`Connection::poll_late`] tells of.
+    pub(super) fn expect_by(&mut self, deadline: Instant) {
+        self.alarm.move_to(deadline);
+    }
+
+    /// Ready once the deadline has passed.
+    pub(super) fn poll_late(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.alarm.poll(cx)
+    }
+
+    /// True if it can take a request now.
+    pub(super) fn is_ready(&self) -> bool {
+        !self.closed && self.sender.is_ready()
+    }
+}
+
+fn drive(
+    driver: &mut Pin<Box<http1::Connection<TokioIo<TcpStream>, RequestBody>>>,
+    closed: &mut bool,
+    cx: &mut Context<'_>,
+) -> Poll<()> {
+    if *closed {
+        return Poll::Ready(());
+    }
+    // its error also reaches whoever waits for the answer or its body
+    let driven = driver.as_mut().poll(cx);
+    *closed = driven.is_ready();
+    driven.map(|_| ())
+}

@@ -1,0 +1,124 @@
+//! The connections to one replica: a bounded number, the latest used first, none kept past the replica's keep-alive.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+
+use http::{Request, Response};
+use hyper::body::Incoming;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout};
+
+use super::connection::{Connection, Unanswered};
+use super::{PoolSettings, Settings, Timeouts};
+use crate::balance::Endpoint;
+use crate::body::RequestBody;
+use crate::error::Error;
+use crate::telemetry::metrics::UpstreamMetrics;
+
+/// Connections to one replica.
+pub struct Pool {
+    authority: Box<str>,
+    settings: PoolSettings,
+    timeouts: Timeouts,
+    /// The latest given back last.
+    idle: Mutex<Vec<Connection>>,
+    /// As many as there may be in use at once.
+    slots: Arc<Semaphore>,
+    metrics: Arc<UpstreamMetrics>,
+}
+
+/// A connection in use; closed when dropped, unless it is given back first.
+pub(super) struct Lease {
+    connection: Connection,
+    pool: Arc<Pool>,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Pool {
+    pub(super) fn new(endpoint: &Endpoint, settings: &Settings) -> Self {
+        let slots = usize::try_from(settings.pool.max_connections).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
+        Self {
+            authority: endpoint.authority.clone(),
+            settings: settings.pool.clone(),
+            timeouts: settings.timeouts.clone(),
+            idle: Mutex::default(),
+            slots: Arc::new(Semaphore::new(slots)),
+            metrics: Arc::clone(&endpoint.metrics),
+        }
+    }
+
+    /// True if this pool is what those settings ask for.
+    pub(super) fn serves(&self, authority: &str, settings: &PoolSettings, timeouts: &Timeouts) -> bool {
+        *self.authority == *authority && self.settings == *settings && self.timeouts == *timeouts
+    }
+
+    /// A connection that can take a request: the latest used that is still open, or a new one. `fresh`: a new one.
+    pub(super) async fn lease(self: &Arc<Self>, fresh: bool) -> Result<Lease, Error> {
+        let slot = match Arc::clone(&self.slots).try_acquire_owned() {
+            Ok(slot) => slot,
+            Err(_) => match timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned()).await {
+                Ok(Ok(slot)) => slot,
+                Ok(Err(_)) | Err(_) => return Err(Error::UpstreamBusy { upstream: self.authority.to_string() }),
+            },
+        };
+        let lease = |connection| Lease { connection, pool: Arc::clone(self), _slot: slot };
+        if !fresh {
+            let now = Instant::now();
+            while let Some(mut connection) = self.take() {
+                let is_fresh = now.saturating_duration_since(connection.parked) < self.settings.idle_timeout;
+                // one poll sees a close that came while it was parked
+                if is_fresh && std::future::poll_fn(|cx| Poll::Ready(connection.poll(cx))).await.is_pending() {
+                    return Ok(lease(connection));
+                }
+            }
+        }
+        match Connection::open(&self.authority, self.timeouts.connect, &self.metrics).await {
+            Ok(connection) => Ok(lease(connection)),
+            Err(cause) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
+        }
+    }
+
+    fn take(&self) -> Option<Connection> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    }
+
+    /// Closes what was unused for too long. To be called about once a second: parked connections are polled by nobody.
+    pub fn close_idle(&self, now: Instant) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        // oldest first, so what is to be closed is in front
+        let keep = idle.partition_point(|connection| {
+            now.saturating_duration_since(connection.parked) >= self.settings.idle_timeout
+        });
+        let closing: Vec<Connection> = idle.drain(..keep).collect();
+        drop(idle);
+        drop(closing);
+    }
+}
+
+impl Lease {
+    pub(super) async fn exchange(
+        &mut self,
+        request: Request<RequestBody>,
+        deadline: Instant,
+    ) -> Result<Response<Incoming>, Unanswered> {
+        self.connection.exchange(request, deadline).await
+    }
+
+    /// The replica's `host:port`.
+    pub(super) fn authority(&self) -> &str {
+        &self.pool.authority
+    }
+
+    pub(super) fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// Gives the connection back, if it can take another request.
+    pub(super) fn give_back(self) {
+        let Self { mut connection, pool, _slot } = self;
+        if connection.is_ready() {
+            connection.parked = Instant::now();
+            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! A replica's answer on its way to the client: as it comes, with back-pressure, its connection given back at the end.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
+use http::{HeaderName, HeaderValue};
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+
+use super::pool::Lease;
+use crate::body::{Body, Permit, Response, Stream};
+use crate::error::Error;
+use crate::letta::sse::{self, Scanner};
+use crate::telemetry::Metrics;
+
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// Bytes of an unfinished event that are held back at most; a longer one goes out in parts.
+const MOST_HELD: usize = 32 * 1024;
+
+/// How long an answer that has begun may be silent.
+#[derive(Clone, Copy)]
+pub(super) struct Idle {
+    pub(super) stream: Duration,
+    pub(super) other: Duration,
+}
+
+/// Makes `answer` the client's response.
+pub(super) async fn pass_on(
+    answer: http::Response<Incoming>,
+    lease: Lease,
+    load: Permit,
+    idle: Idle,
+    metrics: &Arc<Metrics>,
+) -> Response {
+    let (mut head, incoming) = answer.into_parts();
+    let is_stream = sse::is_event_stream(&head.headers);
+    let idle = if is_stream { idle.stream } else { idle.other };
+    let reply = Reply { incoming, first: None, held: Some((lease, load)), idle };
+    let body = if is_stream {
+        head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+        head.headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+        head.headers.remove(CONTENT_LENGTH);
+        Body::stream(Events::new(reply, Arc::clone(metrics)))
+    } else {
+        reply.whole_if_here().await
+    };
+    http::Response::from_parts(head, body)
+}
+
+/// An answer's body together with the connection it comes from.
+struct Reply {
+    incoming: Incoming,
+    /// What was read before it was known to be more.
+    first: Option<Bytes>,
+    held: Option<(Lease, Permit)>,
+    idle: Duration,
+}
+
+impl Reply {
+    /// Whole at once if all of it has come with the head: then the connection is free again before the client has a
+    /// byte, and head and body leave in one write.
+    async fn whole_if_here(mut self) -> Body {
+        let first = std::future::poll_fn(|cx| Poll::Ready(self.poll_data(cx))).await;
+        match first {
+            Poll::Ready(None) => Body::empty(),
+            Poll::Ready(Some(Ok(data))) if self.held.is_none() => Body::whole(data),
+            Poll::Ready(Some(Ok(data))) => {
+                self.first = Some(data);
+                Body::stream(self)
+            }
+            // told by the next poll: a connection that is closed stays so
+            Poll::Ready(Some(Err(_))) | Poll::Pending => Body::stream(self),
+        }
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        if let Some(first) = self.first.take() {
+            return Poll::Ready(Some(Ok(first)));
+        }
+        let mut driven = false;
+        loop {
+            match Pin::new(&mut self.incoming).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    // trailers end here: nothing of Letta's sends any
+                    let Ok(data) = frame.into_data() else { continue };
+                    if self.incoming.is_end_stream() {
+                        self.finish(cx);
+                    } else if let Some((lease, _)) = &mut self.held {
+                        lease.connection().expect_by(Instant::now() + self.idle);
+                    }
+                    return Poll::Ready(Some(Ok(data)));
+                }
+                Poll::Ready(Some(Err(error))) => {
+                    let upstream = self.end();
+                    return Poll::Ready(Some(Err(Error::UpstreamClosed { upstream, sent: true, cause: error.into() })));
+                }
+                Poll::Ready(None) => {
+                    self.finish(cx);
+                    return Poll::Ready(None);
+                }
+                Poll::Pending => {}
+            }
+            let Some((lease, _)) = &mut self.held else { return Poll::Ready(None) };
+            if driven {
+                ready!(lease.connection().poll_late(cx));
+                let upstream = self.end();
+                return Poll::Ready(Some(Err(Error::UpstreamTimeout { upstream, after: self.idle })));
+            }
+            // the body's next bytes come by driving its connection; closed or not, the body is asked once more
+            let _ = lease.connection().poll(cx);
+            driven = true;
+        }
+    }
+
+    /// The answer is whole: the connection may serve another request.
+    fn finish(&mut self, cx: &mut Context<'_>) {
+        if let Some((mut lease, _load)) = self.held.take() {
+            // lets it see that its message is over
+            let _ = lease.connection().poll(cx);
+            lease.give_back();
+        }
+    }
+
+    /// The answer broke off: the connection is closed. The replica's name, for the error.
+    fn end(&mut self) -> String {
+        self.held.take().map_or_else(String::new, |(lease, _)| lease.authority().to_owned())
+    }
+}
+
+impl HttpBody for Reply {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.poll_data(cx).map_ok(Frame::data)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.first.is_none() && self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.incoming.size_hint();
+        let first = self.first.as_ref().map_or(0, |first| first.len() as u64);
+        let mut hint = SizeHint::new();
+        hint.set_lower(rest.lower().saturating_add(first));
+        if let Some(upper) = rest.upper() {
+            hint.set_upper(upper.saturating_add(first));
+        }
+        hint
+    }
+}
+
+impl Stream for Reply {}
+
+/// An event stream: goes out event by event, and ends with Letta's own error event if the replica breaks it off.
+struct Events {
+    reply: Reply,
+    scanner: Scanner,
+    /// The beginning of an event whose end has not come.
+    held: BytesMut,
+    /// Set once the client was told that the stream broke off.
+    broken: Option<Error>,
+    metrics: Arc<Metrics>,
+}
+
+impl Events {
+    fn new(reply: Reply, metrics: Arc<Metrics>) -> Self {
+        Self { reply, scanner: Scanner::new(), held: BytesMut::new(), broken: None, metrics }
+    }
+
+    /// What of `data`, behind what is held, makes whole events.
+    fn whole_events(&mut self, data: Bytes) -> Option<Bytes> {
+        let border = self.scanner.feed(&data);
+        if border == data.len() && self.held.is_empty() {
+            return Some(data);
+        }
+        if border == 0 && self.held.len() + data.len() <= MOST_HELD {
+            self.held.extend_from_slice(&data);
+            return None;
+        }
+        // an event too long to hold goes out as it comes
+        let border = if border == 0 { data.len() } else { border };
+        self.held.extend_from_slice(data.get(..border).unwrap_or_default());
+        let events = self.held.split().freeze();
+        self.held.extend_from_slice(data.get(border..).unwrap_or_default());
+        Some(events)
+    }
+
+    /// The last words of a stream that a replica broke off.
+    fn farewell(&mut self, error: Error) -> Option<Bytes> {
+        // what was said after [DONE] or an error of Letta's own is lost to nobody
+        if self.scanner.is_done() || self.scanner.has_error() {
+            return None;
+        }
+        self.metrics.streams_broken.inc();
+        self.held.clear();
+        let farewell = sse::error_event(self.scanner.run_id(), "stream_incomplete", &error.to_string());
+        self.broken = Some(error);
+        Some(farewell)
+    }
+}
+
+impl HttpBody for Events {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(Error::StreamBroken(Box::new(error)))));
+        }
+        loop {
+            let events = match ready!(this.reply.poll_data(cx)) {
+                Some(Ok(data)) => this.whole_events(data),
+                Some(Err(error)) => match this.farewell(error) {
+                    Some(farewell) => Some(farewell),
+                    None => return Poll::Ready(None),
+                },
+                None if this.held.is_empty() => return Poll::Ready(None),
+                None => Some(this.held.split().freeze()),
+            };
+            if let Some(events) = events {
+                return Poll::Ready(Some(Ok(Frame::data(events))));
+            }
+        }
+    }
+}
+
+impl Stream for Events {
+    fn is_told(&self) -> bool {
+        // both official clients hang up at [DONE], before the replica has ended the stream
+        self.scanner.is_done()
+    }
+}

@@ -1,0 +1,364 @@
+//! A scripted replica, a gateway started from YAML, a client that speaks bytes.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response};
+use http_body::{Body, Frame};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use letta_gateway::app::Gateway;
+use letta_gateway::config;
+use letta_gateway::telemetry::Metrics;
+use letta_gateway::telemetry::access::AccessLog;
+use letta_gateway::telemetry::record::Sink;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+
+pub const AGENT: &str = "agent-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
+pub const KEY: &str = "the-key-of-team-a";
+pub const READER: &str = "a-key-that-only-reads";
+/// How long a condition may take to come true; reached only by a failure.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A request as a replica saw it.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    pub method: Method,
+    pub target: String,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+    /// Counts connections: equal numbers came over one connection.
+    pub connection: usize,
+}
+
+impl Seen {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// What a replica does with a request.
+pub enum Reply {
+    Json(u16, String),
+    /// With headers of its own.
+    Full(u16, Vec<(&'static str, &'static str)>, Bytes),
+    /// An event stream; each item is one write. Ends when the sender is dropped, is cut when it sends `None`.
+    Stream(mpsc::Receiver<Option<Bytes>>),
+    /// Reads the request and closes the connection.
+    Close,
+    /// Reads the request and never answers.
+    Hang,
+}
+
+pub fn json(body: impl Into<String>) -> Reply {
+    Reply::Json(200, body.into())
+}
+
+/// Letta's answer to a message.
+pub fn letta_answer(content: &str) -> String {
+    format!(
+        "{{\"messages\":[{{\"message_type\":\"assistant_message\",\"content\":\"{content}\"}}],\"stop_reason\":{{\"message_type\":\"stop_reason\",\"stop_reason\":\"end_turn\"}},\"usage\":{{\"message_type\":\"usage_statistics\",\"total_tokens\":3,\"step_count\":1}}}}"
+    )
+}
+
+/// A replica that does what its script says.
+pub struct Replica {
+    pub address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Replica {
+    /// Health checks are answered well and not remembered.
+    pub async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        Self::on(listener, script)
+    }
+
+    pub fn on(listener: TcpListener, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+        let address = listener.local_addr().expect("bound");
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let script: Arc<dyn Fn(&Seen) -> Reply + Send + Sync> = Arc::new(script);
+        let log = Arc::clone(&seen);
+        let task = tokio::spawn(async move {
+            let mut connections = tokio::task::JoinSet::new();
+            let mut count = 0;
+            while let Ok((stream, _)) = listener.accept().await {
+                count += 1;
+                let (script, log, connection) = (Arc::clone(&script), Arc::clone(&log), count);
+                let service = hyper::service::service_fn(move |request| {
+                    answer(request, connection, Arc::clone(&script), Arc::clone(&log))
+                });
+                connections
+                    .spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        Self { address, seen, task }
+    }
+
+    /// What it saw, health checks left out.
+    pub fn seen(&self) -> Vec<Seen> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Ends it with all its connections, as SIGKILL would.
+    pub fn kill(self) {
+        self.task.abort();
+    }
+
+    pub async fn waits_for(&self, requests: usize) {
+        until("the replica sees the requests", || self.seen().len() >= requests).await;
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    connection: usize,
+    script: Arc<dyn Fn(&Seen) -> Reply + Send + Sync>,
+    log: Arc<Mutex<Vec<Seen>>>,
+) -> Result<Response<Script>, std::io::Error> {
+    let (head, body) = request.into_parts();
+    if head.uri.path() == "/v1/health/" && !head.headers.contains_key("x-request-id") {
+        return Ok(Response::new(Script::Whole(Some(Bytes::from_static(b"{\"status\":\"ok\"}")))));
+    }
+    let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
+    let seen = Seen { method: head.method, target: head.uri.to_string(), headers: head.headers, body, connection };
+    log.lock().unwrap().push(seen.clone());
+    let mut response = match script(&seen) {
+        Reply::Json(status, body) => {
+            let mut response = Response::new(Script::Whole(Some(body.into())));
+            *response.status_mut() = status.try_into().unwrap();
+            response.headers_mut().insert("content-type", "application/json".parse().unwrap());
+            response
+        }
+        Reply::Full(status, headers, body) => {
+            let mut response = Response::new(Script::Whole(Some(body)));
+            *response.status_mut() = status.try_into().unwrap();
+            for (name, value) in headers {
+                response.headers_mut().append(name, value.parse().unwrap());
+            }
+            response
+        }
+        Reply::Stream(events) => {
+            let mut response = Response::new(Script::Events(events));
+            response.headers_mut().insert("content-type", "text/event-stream; charset=utf-8".parse().unwrap());
+            response
+        }
+        Reply::Close => return Err(std::io::Error::other("as the script says")),
+        Reply::Hang => std::future::pending().await,
+    };
+    response.headers_mut().insert("server", "uvicorn".parse().unwrap());
+    Ok(response)
+}
+
+enum Script {
+    Whole(Option<Bytes>),
+    Events(mpsc::Receiver<Option<Bytes>>),
+}
+
+impl Body for Script {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        match &mut *self {
+            Self::Whole(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
+            Self::Events(events) => events.poll_recv(cx).map(|event| match event {
+                Some(Some(event)) => Some(Ok(Frame::data(event))),
+                Some(None) => Some(Err(std::io::Error::other("cut, as the script says"))),
+                None => None,
+            }),
+        }
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        match self {
+            Self::Whole(bytes) => http_body::SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Events(_) => http_body::SizeHint::new(),
+        }
+    }
+}
+
+/// A gateway in front of `replicas`, with what `more` adds to its YAML.
+pub async fn gateway(replicas: &[&Replica], more: &str) -> Proxy {
+    let servers: Vec<String> =
+        replicas.iter().map(|replica| format!("{{ url: http://{} }}", replica.address)).collect();
+    let letta = format!("    servers: [ {} ]", servers.join(", "));
+    start(&yaml(&letta, more)).await
+}
+
+/// The YAML of a usual gateway; `letta` is what stands under `upstreams.letta`.
+pub fn yaml(letta: &str, more: &str) -> String {
+    let hash = |key: &str| hex::encode(Sha256::digest(key));
+    let plans = if more.contains("plans:") {
+        ""
+    } else {
+        "plans:\n  standard: { rate: { requests: 100000, per: 1s, burst: 100000 }, in_flight: 1000 }\n"
+    };
+    format!(
+        "listeners:\n  - address: 127.0.0.1:0\nadmin: {{ address: 127.0.0.1:0 }}\nupstreams:\n  letta:\n{letta}\nkeys:\n  - {{ id: team-a, hash: \"sha256:{}\", plan: standard, scopes: [read, message, modify, admin] }}\n  - {{ id: reader, hash: \"sha256:{}\", plan: standard, scopes: [read] }}\n{plans}{more}\n",
+        hash(KEY),
+        hash(READER),
+    )
+}
+
+pub async fn start(yaml: &str) -> Proxy {
+    letta_gateway::listen::install_crypto_provider();
+    let settings = config::parse(yaml, Path::new("gateway.yaml"), &|_| None)
+        .unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
+    let metrics = Arc::new(Metrics::new());
+    let (log, lines) = Lines::new();
+    let access = AccessLog::to(log, Arc::clone(&metrics));
+    let gateway = Gateway::start_with(&settings, Sink { metrics, access }).await.expect("the gateway starts");
+    Proxy { gateway, lines }
+}
+
+/// A running gateway.
+pub struct Proxy {
+    pub gateway: Gateway,
+    lines: Lines,
+}
+
+pub type Client =
+    hyper_util::client::legacy::Client<hyper_util::client::legacy::connect::HttpConnector, http_body_util::Full<Bytes>>;
+
+impl Proxy {
+    pub fn address(&self) -> SocketAddr {
+        self.gateway.addresses()[0]
+    }
+
+    /// A request with the usual key.
+    pub fn request(&self, method: &str, target: &str) -> http::request::Builder {
+        Request::builder()
+            .method(method)
+            .uri(format!("http://{}{target}", self.address()))
+            .header("authorization", format!("Bearer {KEY}"))
+    }
+
+    pub async fn get(&self, target: &str) -> Answer {
+        self.send(self.request("GET", target).body(Bytes::new()).unwrap()).await
+    }
+
+    pub async fn post(&self, target: &str, body: &str) -> Answer {
+        let request = self.request("POST", target).header("content-type", "application/json");
+        self.send(request.body(Bytes::from(body.to_owned())).unwrap()).await
+    }
+
+    pub async fn send(&self, request: Request<Bytes>) -> Answer {
+        Answer::of(self.open(request).await).await
+    }
+
+    /// The response with its body still to come.
+    pub async fn open(&self, request: Request<Bytes>) -> Response<Incoming> {
+        let client: Client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
+        client.request(request.map(http_body_util::Full::new)).await.expect("an answer")
+    }
+
+    /// Sends bytes as they are; all that comes back until the gateway closes.
+    pub async fn raw(&self, bytes: &str) -> String {
+        let mut stream = TcpStream::connect(self.address()).await.expect("the gateway listens");
+        stream.write_all(bytes.as_bytes()).await.expect("it reads");
+        let mut answer = Vec::new();
+        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it closes");
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    /// The access-log lines so far, once there are `count`.
+    pub async fn log(&self, count: usize) -> Vec<serde_json::Value> {
+        until("the access log has the lines", || self.lines.read().len() >= count).await;
+        self.lines.read()
+    }
+
+    /// GET on the admin listener.
+    pub async fn admin(&self, path: &str) -> Answer {
+        let address = self.gateway.admin_address().expect("it has one");
+        let request = Request::builder().uri(format!("http://{address}{path}")).body(Bytes::new()).unwrap();
+        self.send(request).await
+    }
+
+    /// The value of one series of /metrics, 0 if it is not there.
+    pub async fn metric(&self, series: &str) -> f64 {
+        let metrics = self.admin("/metrics").await.text();
+        let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+}
+
+/// A whole response.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Bytes,
+}
+
+impl Answer {
+    pub async fn of(response: Response<Incoming>) -> Self {
+        let (head, body) = response.into_parts();
+        let body = tokio::time::timeout(PATIENCE, body.collect()).await.expect("it ends").expect("a whole body");
+        Self { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() }
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+}
+
+/// Waits for a condition that is to come true by itself.
+pub async fn until(what: &str, condition: impl Fn() -> bool) {
+    let waited = tokio::time::timeout(PATIENCE, async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    });
+    assert!(waited.await.is_ok(), "in vain: {what}");
+}
+
+/// The access log of a test.
+#[derive(Clone)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Lines {
+    fn new() -> (Self, Self) {
+        let lines = Self(Arc::default());
+        (lines.clone(), lines)
+    }
+
+    fn read(&self) -> Vec<serde_json::Value> {
+        let text = self.0.lock().unwrap().clone();
+        String::from_utf8(text).unwrap().lines().map(|line| serde_json::from_str(line).expect("JSON lines")).collect()
+    }
+}
+
+impl std::io::Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// An address where nothing listens.
+pub async fn nobody() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+}
