@@ -1,5 +1,6 @@
 use http::header::HeaderName;
 use http::{HeaderValue, StatusCode, Version};
+use proptest::prelude::*;
 
 use super::*;
 use crate::letta::routes::ROUTES;
@@ -323,4 +324,125 @@ fn framing_is_chunked_or_a_length() {
     assert_eq!(framed(&twice), Err((StatusCode::BAD_REQUEST, "client_bad_framing")));
     assert_eq!(framed(&[("expect", "100-Continue")]), Ok(()));
     assert_eq!(framed(&[("expect", "200-ok")]), Err((StatusCode::BAD_REQUEST, "client_bad_header")));
+}
+
+/// How Letta reads a path: decoded once, then met with a template, segment by segment.
+fn letta_meets(path: &str, template: &str) -> bool {
+    let mut decoded = Vec::new();
+    let mut bytes = path.bytes();
+    while let Some(byte) = bytes.next() {
+        let digits =
+            |bytes: &mut std::str::Bytes<'_>| [bytes.next(), bytes.next()].map(|digit| char::from(digit.unwrap()));
+        decoded.push(match byte {
+            b'%' => u8::from_str_radix(&digits(&mut bytes).iter().collect::<String>(), 16).unwrap(),
+            other => other,
+        });
+    }
+    let decoded = String::from_utf8(decoded).unwrap();
+    if let Some((before, _)) = template.split_once("{*") {
+        return decoded.len() > before.len() && decoded.starts_with(before);
+    }
+    let meets = |(part, of): (&str, &str)| part == of || (of.starts_with('{') && !part.is_empty());
+    decoded.split('/').count() == template.split('/').count() && decoded.split('/').zip(template.split('/')).all(meets)
+}
+
+/// Paths that have a route, in some spelling, and paths that are near to one.
+fn targets() -> impl Strategy<Value = (String, String)> {
+    let pieces = vec![
+        "v1",
+        "latest",
+        "api",
+        "agents",
+        "agent-1",
+        "messages",
+        "tools",
+        "run",
+        "admin",
+        "users",
+        "git",
+        "health",
+        "docs",
+        "",
+        ".",
+        "..",
+        "%2e%2e",
+        "%2E",
+        "%2F",
+        "a%2fb",
+        "%5c",
+        "%61gents",
+        "%7e",
+        "%25",
+        "%252e",
+        "%e2%82%ac",
+        "%ff",
+        "a;b",
+        "a=b",
+        "...",
+        "%",
+        "%20",
+        "%C3%A9",
+    ];
+    let near = prop::collection::vec(prop::sample::select(pieces.clone()), 0..8)
+        .prop_map(|parts| format!("/{}", parts.join("/")));
+    let near = (near, prop::sample::select(vec!["GET", "POST", "PATCH", "PUT", "DELETE", "HEAD", "OPTIONS"]));
+    let spelled = (
+        prop::sample::select(ROUTES.iter().collect::<Vec<_>>()),
+        prop::sample::select(vec!["/v1", "/latest", "", "/api", "/api/v1", "/api/latest"]),
+        prop::collection::vec(prop::sample::select(pieces), 4),
+        prop::collection::vec(any::<u8>(), 16),
+    );
+    let spelled = spelled.prop_map(|(route, before, parameters, dice)| {
+        let mut parameters = parameters.into_iter();
+        let own =
+            route.template.split('/').map(|part| if part.starts_with('{') { parameters.next().unwrap() } else { part });
+        let own = own.collect::<Vec<_>>().join("/");
+        let named = own.strip_prefix("/v1").map_or(own.clone(), |rest| format!("{before}{rest}"));
+        let mut dice = dice.into_iter().cycle();
+        let mut encoded = String::new();
+        for letter in named.chars() {
+            if letter.is_ascii_alphanumeric() && !named.contains('%') && dice.next().unwrap() < 16 {
+                encoded.push_str(&format!("%{:02x}", letter as u32));
+            } else {
+                encoded.push(letter);
+            }
+        }
+        if dice.next().unwrap() < 64 {
+            encoded.push('/');
+        }
+        (encoded, route.method.to_string())
+    });
+    prop_oneof![
+        1 => near.prop_map(|(target, method)| (target, method.to_owned())),
+        2 => spelled,
+    ]
+}
+
+proptest! {
+    /// Whatever the client's spelling: what goes out meets the very template whose rules were asked, in Letta's eyes,
+    /// and the gateway itself would read it the same way again.
+    #[test]
+    fn what_is_forwarded_is_what_was_judged((target, method) in targets()) {
+        let method = method.as_str();
+        let read = |target: &str| {
+            let mut request = request(method, target, Version::HTTP_11, &[("host", "a")]);
+            let place = super::read(&mut request)?;
+            Ok::<_, Error>((place.route, place.subject, request.uri().to_string()))
+        };
+        if let Ok((route, subject, forwarded)) = read(&target) {
+            prop_assert!(letta_meets(&forwarded, route.template), "{target}: {forwarded} for {}", route.template);
+            prop_assert!(forwarded.split('/').all(|part| part != ".."));
+            let (again, same_subject, same) = read(&forwarded).unwrap();
+            prop_assert_eq!((again.index, same_subject, same), (route.index, subject, forwarded));
+        }
+    }
+
+    #[test]
+    fn no_path_makes_it_panic(path in "/[ -~é]{0,40}") {
+        if let Ok(uri) = path.parse::<Uri>() {
+            let mut request = Request::new(());
+            *request.uri_mut() = uri;
+            let _ = super::read(&mut request);
+        }
+    }
 }
