@@ -119,6 +119,16 @@ impl Node {
         }
     }
 
+    /// The paths of what was told to be wrong.
+    pub(super) fn broken(&self) -> Vec<String> {
+        match &self.value {
+            Value::Broken => vec![self.path.clone()],
+            Value::List(nodes) => nodes.iter().flat_map(Self::broken).collect(),
+            Value::Map(entries) => entries.iter().flat_map(|entry| entry.node.broken()).collect(),
+            _ => Vec::new(),
+        }
+    }
+
     pub(super) fn is_broken(&self) -> bool {
         matches!(self.value, Value::Broken)
     }

@@ -3,6 +3,7 @@
 //! [`load`] reads everything `run` needs before it binds, so what passes here starts. Nothing of a configuration is
 //! taken over unless all of it is right.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ mod problem;
 mod raw;
 mod raw_upstream;
 mod read;
+mod schema;
 mod secret;
 mod settings;
 mod units;
@@ -23,6 +25,11 @@ mod tests;
 
 pub use document::Environment;
 pub use problem::{Place, Problem, Problems};
+pub use schema::schema;
+pub use settings::is_key_id;
+
+/// The configuration with every option at its default and a line of why.
+pub const DEFAULT: &str = include_str!("../../config/gateway.yaml");
 
 /// A configuration that was checked whole.
 #[derive(Clone, PartialEq)]
@@ -50,13 +57,13 @@ pub struct Settings {
 
 /// Reads the file at `path`, with `${…}` from this process's environment.
 pub fn load(path: &Path) -> Result<Settings, Problems> {
-    let text = std::fs::read(path)
-        .map_err(|error| Problems::of_file(path, format!("cannot be read: {error}")))
-        .and_then(|bytes| {
-            String::from_utf8(bytes)
-                .map_err(|_| Problems::of_file(path, "is not UTF-8 text; save it as such".to_owned()))
-        })?;
+    let text = read_text(path)?;
     parse(&text, path, &|name| std::env::var(name).ok())
+}
+
+fn read_text(path: &Path) -> Result<String, Problems> {
+    let bytes = std::fs::read(path).map_err(|error| Problems::of_file(path, format!("cannot be read: {error}")))?;
+    String::from_utf8(bytes).map_err(|_| Problems::of_file(path, "is not UTF-8 text; save it as such".to_owned()))
 }
 
 /// Reads `text` as the file at `path`, which other files are relative to.
@@ -65,14 +72,31 @@ pub fn parse(text: &str, path: &Path, env: Environment<'_>) -> Result<Settings, 
     let (mut root, mut problems) = document::parse(text, &file, env).map_err(|problem| Problems::new(vec![problem]))?;
     let places = root.places();
     let read = read::read(&mut root, &file);
-    // checks on a file with holes would tell of problems that are none
-    let whole = problems.is_empty() && read.misfits.is_empty();
     problems.extend(read.unknown_keys);
     problems.extend(read.misfits);
+    let broken = root.broken();
     match read.value {
-        Some(raw) if whole => settings::check(raw, path, file, places, problems),
+        Some(raw) if !broken.iter().any(|path| hides_others(path)) => {
+            settings::check(raw, path, settings::Known { file, places, broken, problems })
+        }
         _ => Err(Problems::new(problems)),
     }
+}
+
+/// Whether without what stands at `path` something else would be told wrongly: later ones of a list would have
+/// another number, keys would name plans that are not there.
+fn hides_others(path: &str) -> bool {
+    let plan = path == "plans" || path.strip_prefix("plans.").is_some_and(|name| !name.contains('.'));
+    plan || path.ends_with(']') && !path.contains(".scopes[")
+}
+
+/// The admin listener's address alone, whatever else is wrong with the file at `path`.
+pub fn admin_address(path: &Path) -> Result<Option<SocketAddr>, Problems> {
+    let (text, file) = (read_text(path)?, path.display().to_string());
+    let env = |name: &str| std::env::var(name).ok();
+    let (mut root, _) = document::parse(&text, &file, &env).map_err(|problem| Problems::new(vec![problem]))?;
+    let admin = read::read::<raw::Config>(&mut root, &file).value.unwrap_or_default().admin;
+    Ok(admin.address.parse().ok())
 }
 
 /// What of `new` a running gateway that was started with `old` cannot take over, in the words of the file.

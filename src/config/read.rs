@@ -33,9 +33,7 @@ pub(super) fn read<T: DeserializeOwned>(root: &mut Node, file: &str) -> Read<T> 
             Err(fault) => {
                 let fault = fault.on(root);
                 let Some((place, path)) = fault.at else { break None };
-                if let Some(text) = fault.text {
-                    misfits.push(Problem { file: file.to_owned(), place: Some(place), text: under(&path, &text) });
-                }
+                misfits.push(Problem { file: file.to_owned(), place: Some(place), text: under(&path, &fault.text) });
                 // each round breaks one more node, so this ends
                 root.break_at(&path);
                 if root.is_broken() {
@@ -98,17 +96,7 @@ impl<'a> Reader<'a> {
             .filter(|entry| {
                 known.contains(&entry.key.as_str()) && !matches!(entry.node.value, Value::Null | Value::Broken)
             });
-        visitor.visit_map(Entries { reader: self, rest: entries, next: None }).map_err(|fault| self.excuse(fault))
-    }
-
-    /// What is missing because it was told to be wrong is not told again.
-    fn excuse(self, mut fault: Fault) -> Fault {
-        if let (Some(field), None, Value::Map(entries)) = (fault.missing, &fault.at, &self.node.value)
-            && entries.iter().any(|entry| entry.key == field && entry.node.is_broken())
-        {
-            fault.text = None;
-        }
-        fault
+        visitor.visit_map(Entries { reader: self, rest: entries, next: None })
     }
 }
 
@@ -254,24 +242,21 @@ impl<'de, 'a, I: Iterator<Item = &'a Entry>> de::MapAccess<'de> for Entries<'a, 
 pub(super) struct Fault {
     /// Set on the way up by the first that knows.
     at: Option<(Place, String)>,
-    /// None: was told before.
-    text: Option<String>,
-    /// The key that is not there.
-    missing: Option<&'static str>,
+    text: String,
     /// The message speaks of the value, which is to stand in front.
     of_value: bool,
 }
 
 impl Fault {
     fn new(text: String) -> Self {
-        Self { at: None, text: Some(text), missing: None, of_value: false }
+        Self { at: None, text, of_value: false }
     }
 
     fn on(mut self, node: &Node) -> Self {
         if self.at.is_none() {
             self.at = Some((node.place, node.path.clone()));
-            if let (true, Some(text)) = (self.of_value, &mut self.text) {
-                *text = format!("{} {text}", shown(&node.value));
+            if self.of_value {
+                self.text = format!("{} {}", shown(&node.value), self.text);
             }
         }
         self
@@ -292,7 +277,7 @@ fn shown(value: &Value) -> String {
 
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.text.as_deref().unwrap_or_default())
+        f.write_str(&self.text)
     }
 }
 
@@ -328,7 +313,7 @@ impl de::Error for Fault {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Self { missing: Some(field), ..Self::new(format!("\"{field}\" is missing")) }
+        Self::new(format!("\"{field}\" is missing"))
     }
 }
 

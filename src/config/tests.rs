@@ -65,9 +65,9 @@ fn refused(more: &str, lines: &[&str]) {
 fn the_example_of_the_issue_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("certs")).unwrap();
-    for file in ["certs/cert.pem", "certs/key.pem"] {
-        std::fs::write(folder.path().join(file), "PEM").unwrap();
-    }
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    std::fs::write(folder.path().join("certs/cert.pem"), made.cert.pem()).unwrap();
+    std::fs::write(folder.path().join("certs/key.pem"), made.signing_key.serialize_pem()).unwrap();
     let path = folder.path().join("gateway.yaml");
     std::fs::write(&path, EXAMPLE).unwrap();
     let settings = parse(EXAMPLE, &path, &no_env).unwrap_or_else(|problems| panic!("{problems}"));
@@ -132,6 +132,33 @@ fn every_value_of_the_wrong_kind_is_told_at_once() {
             "gateway.yaml:9:30: log.level: must be text, not a number; put it in quotes",
         ],
     );
+}
+
+#[test]
+fn what_is_wrong_in_itself_does_not_hide_what_contradicts() {
+    refused(
+        "cache: { ttl: 5, max_entry: 1GiB }\nstore: { redis: { url: 5, prefix: \"a b\" } }\n",
+        &[
+            "gateway.yaml:5:15: cache.ttl: 5 has no unit; write it like 250ms, 30s, 5m or 1h30m",
+            "gateway.yaml:5:18: cache.max_entry: 1GiB is more than cache.max_total (64MiB); lower it",
+            "gateway.yaml:6:24: store.redis.url: must be text, not a number; put it in quotes",
+            "gateway.yaml:6:27: store.redis.prefix: must be at most 64 characters without spaces",
+        ],
+    );
+}
+
+#[test]
+fn what_follows_from_something_told_is_not_told() {
+    let text = LEAST.replace("keys: [ {", "keys: [ 5, { plan: gold, ").replace("\"127.0.0.1:0\"", "5");
+    assert_eq!(
+        told(&format!("{text}plans: {{ gold: none }}\n")).lines().collect::<Vec<_>>(),
+        [
+            "gateway.yaml:2:25: listeners[0].address: must be text, not a number; put it in quotes",
+            "gateway.yaml:4:9: keys[0]: must be a map (lines of \"key: value\"), not a number",
+            "gateway.yaml:5:16: plans.gold: must be a map (lines of \"key: value\"), not text",
+        ]
+    );
+    assert_eq!(told(&text.replace("5, {", "{").replace("plan: gold,", "")).lines().count(), 1);
 }
 
 #[test]
@@ -334,6 +361,41 @@ fn certificates_that_cannot_be_read_are_told() {
              (os error 2)",
         ]
     );
+}
+
+#[test]
+fn certificates_that_cannot_be_served_are_told_before_anything_binds() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("gateway.yaml");
+    let of = |days: i64| {
+        let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let now = std::time::SystemTime::now();
+        params.not_after = if days < 0 {
+            now - Duration::from_secs(86_400)
+        } else {
+            now + Duration::from_secs(days as u64 * 86_400 + 60)
+        }
+        .into();
+        let key = rcgen::KeyPair::generate().unwrap();
+        (params.self_signed(&key).unwrap().pem(), key.serialize_pem())
+    };
+    let text = LEAST.replace("127.0.0.1:0\"", "127.0.0.1:0\", tls: { cert_file: cert.pem, key_file: key.pem }");
+    let with = |cert: &str, key: &str| {
+        std::fs::write(folder.path().join("cert.pem"), cert).unwrap();
+        std::fs::write(folder.path().join("key.pem"), key).unwrap();
+        parse(&text, &path, &no_env)
+    };
+    let ((cert, key), (other, _)) = (of(100), of(100));
+    assert_eq!(with(&cert, &key).unwrap().warnings, []);
+    for (cert, key) in [(&key, &cert), (&other, &key), (&"no PEM".to_owned(), &key)] {
+        let problems = with(cert, key).err().unwrap().to_string();
+        assert!(problems.contains(":2:40: listeners[0].tls: ") && problems.lines().count() == 1, "{problems}");
+    }
+    for (days, why) in [(-1, "has expired"), (3, "expires in 3 days")] {
+        let (cert, key) = of(days);
+        let warnings = with(&cert, &key).unwrap().warnings;
+        assert!(warnings[0].text.contains(why) && warnings.len() == 1, "{warnings:?}");
+    }
 }
 
 #[test]

@@ -61,9 +61,8 @@ impl Check {
         settings
     }
 
-    /// A key's id is a metric label and part of the key's text.
     fn key_id(&mut self, path: &str, id: &str) {
-        if id.is_empty() || id.len() > 64 || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) {
+        if !is_key_id(id) {
             self.problem(path, "must be 1 to 64 letters, digits, \"-\", \"_\" or \".\"");
         }
     }
@@ -108,6 +107,11 @@ impl Check {
         let requests = self.count(&format!("{path}.requests"), requests, 1..=10_000_000);
         Some(limits::Rate { requests, per, burst: burst.unwrap_or(requests) })
     }
+}
+
+/// Whether a key may have this id: it is a metric label and part of the key's text.
+pub fn is_key_id(id: &str) -> bool {
+    (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
 }
 
 fn scope(scope: raw::Scope) -> Scope {

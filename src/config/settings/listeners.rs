@@ -1,11 +1,15 @@
 //! Listeners and the admin listener: addresses that can all be bound, certificates that can be read.
 
 use std::net::SocketAddr;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Check, HOUR, MILLISECOND};
 use crate::admin;
 use crate::config::raw;
-use crate::listen::{CertificateFiles, ConnectionLimits, Settings, TlsSettings, TlsVersion};
+use crate::listen::{CertificateFiles, ConnectionLimits, Settings, TlsCertificates, TlsSettings, TlsVersion};
+
+/// Days before its end in which a certificate is warned of.
+const SOON: i64 = 14;
 
 impl Check {
     pub(super) fn listeners(&mut self, listeners: Vec<raw::Listener>) -> Vec<Settings> {
@@ -89,7 +93,27 @@ impl Check {
         let key_file = self.required(path, "key_file", key_file);
         let cert_file = cert_file.and_then(|file| self.pem(&format!("{path}.cert_file"), file));
         let key_file = key_file.and_then(|file| self.pem(&format!("{path}.key_file"), file));
-        Some(CertificateFiles { cert_file: cert_file?, key_file: key_file? })
+        let files = CertificateFiles { cert_file: cert_file?, key_file: key_file? };
+        self.pair(path, &files);
+        Some(files)
+    }
+
+    /// Whether the two files make a certificate that can be served, and for how long still.
+    fn pair(&mut self, path: &str, files: &CertificateFiles) {
+        let alone = TlsSettings { certificates: vec![files.clone()], min_version: TlsVersion::V1_2 };
+        let loaded = match TlsCertificates::load(&alone) {
+            Ok(loaded) => loaded,
+            Err(why) => return self.problem(path, why),
+        };
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
+        for (name, ends) in loaded.expiry() {
+            let days = ends.saturating_sub(i64::try_from(now).unwrap_or(i64::MAX)).div_euclid(24 * 3600);
+            if days < 0 {
+                self.warn(path, format_args!("the certificate of {name} has expired; clients refuse it, renew it"));
+            } else if days < SOON {
+                self.warn(path, format_args!("the certificate of {name} expires in {days} days; renew it"));
+            }
+        }
     }
 
     pub(super) fn admin(&mut self, admin: raw::Admin, listeners: &[Settings]) -> Option<admin::Settings> {

@@ -21,21 +21,27 @@ mod keys;
 mod listeners;
 mod upstream;
 
+pub use keys::is_key_id;
+
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
-/// Checks `raw`, the content of the file at `path`; `problems` are those known already.
-pub(super) fn check(
-    raw: raw::Config,
-    path: &Path,
-    file: String,
-    places: HashMap<String, Place>,
-    problems: Vec<Problem>,
-) -> Result<Settings, Problems> {
+/// What is known of the file already.
+pub(super) struct Known {
+    pub(super) file: String,
+    /// Where each path stands.
+    pub(super) places: HashMap<String, Place>,
+    /// The paths of what was told to be wrong, and counts as left out.
+    pub(super) broken: Vec<String>,
+    pub(super) problems: Vec<Problem>,
+}
+
+/// Checks `raw`, the content of the file at `path`.
+pub(super) fn check(raw: raw::Config, path: &Path, known: Known) -> Result<Settings, Problems> {
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    let mut check = Check { file, folder, places, problems, warnings: Vec::new(), files: Vec::new() };
+    let mut check = Check { known, folder, warnings: Vec::new(), files: Vec::new() };
     let raw::Config { listeners, admin, upstreams, keys, plans, store, cache, cors, log, drain, workers } = raw;
     let listeners = check.listeners(listeners);
     let admin = check.admin(admin, &listeners);
@@ -57,15 +63,14 @@ pub(super) fn check(
         files: check.files,
         warnings: check.warnings,
     };
-    if check.problems.is_empty() { Ok(settings) } else { Err(Problems::new(check.problems)) }
+    let Known { broken, problems, .. } = check.known;
+    if problems.is_empty() && broken.is_empty() { Ok(settings) } else { Err(Problems::new(problems)) }
 }
 
 struct Check {
-    file: String,
+    known: Known,
     /// Where relative paths start.
     folder: PathBuf,
-    places: HashMap<String, Place>,
-    problems: Vec<Problem>,
     warnings: Vec<Problem>,
     files: Vec<PathBuf>,
 }
@@ -148,8 +153,12 @@ impl Check {
     }
 
     fn problem(&mut self, path: &str, text: impl fmt::Display) {
+        // what is wrong because of something that was told is not told again
+        if self.known.broken.iter().any(|broken| broken.starts_with(path) || path.starts_with(broken.as_str())) {
+            return;
+        }
         let problem = self.told(path, text);
-        self.problems.push(problem);
+        self.known.problems.push(problem);
     }
 
     fn warn(&mut self, path: &str, text: impl fmt::Display) {
@@ -159,12 +168,13 @@ impl Check {
 
     /// At `path`, or where it would stand.
     fn told(&self, path: &str, text: impl fmt::Display) -> Problem {
+        let Known { file, places, .. } = &self.known;
         let mut nearest = path;
-        while !nearest.is_empty() && !self.places.contains_key(nearest) {
+        while !nearest.is_empty() && !places.contains_key(nearest) {
             nearest = nearest.rfind(['.', '[']).and_then(|end| nearest.get(..end)).unwrap_or_default();
         }
-        let place = if nearest.is_empty() { None } else { self.places.get(nearest).copied() };
-        Problem { file: self.file.clone(), place, text: format!("{path}: {text}") }
+        let place = if nearest.is_empty() { None } else { places.get(nearest).copied() };
+        Problem { file: file.clone(), place, text: format!("{path}: {text}") }
     }
 
     fn required<T>(&mut self, path: &str, field: &str, value: Option<T>) -> Option<T> {
