@@ -55,7 +55,7 @@ fn score(endpoint: &Endpoint, subject: &str) -> f64 {
 }
 
 /// The power of two choices: the less loaded of two random ones, by load per weight.
-fn least<'e>(endpoints: &'e [Arc<Endpoint>], turn: u64, may: impl Fn(&Endpoint) -> bool) -> Option<&'e Arc<Endpoint>> {
+fn least(endpoints: &[Arc<Endpoint>], turn: u64, may: impl Fn(&Endpoint) -> bool) -> Option<&Arc<Endpoint>> {
     let candidates = || endpoints.iter().filter(|endpoint| may(endpoint));
     let count = candidates().count() as u64;
     if count == 0 {
@@ -74,11 +74,7 @@ fn least<'e>(endpoints: &'e [Arc<Endpoint>], turn: u64, may: impl Fn(&Endpoint) 
 }
 
 /// Each in its turn, as often as its weight says.
-fn in_turn<'e>(
-    endpoints: &'e [Arc<Endpoint>],
-    turn: u32,
-    may: impl Fn(&Endpoint) -> bool,
-) -> Option<&'e Arc<Endpoint>> {
+fn in_turn(endpoints: &[Arc<Endpoint>], turn: u32, may: impl Fn(&Endpoint) -> bool) -> Option<&Arc<Endpoint>> {
     let candidates = || endpoints.iter().filter(|endpoint| may(endpoint));
     let weights: u32 = candidates().map(|endpoint| endpoint.weight).sum();
     let mut place = turn.checked_rem(weights)?;
