@@ -25,10 +25,10 @@ pub mod balance; //   picks a replica for one attempt; health and ejection
 pub mod upstream; //  one attempt to one replica: pool, timeouts, event streams
 
 // The assembly: may see everything above.
-pub mod pipeline; //  the stack, top to bottom; nothing else
-pub mod config; //    YAML text -> settings owned by each part, or every problem with its line
 pub mod admin; //     /metrics, /livez, /readyz on their own address
-pub mod app; //       binds, runs, reloads, drains
+pub mod config; //    YAML text -> settings owned by each part, or every problem with its line
+pub mod pipeline; //  the stack, top to bottom; nothing else
 pub mod reload; //    watches the file, the certificates and SIGHUP
+pub mod app; //       binds, runs, reloads, drains
 pub mod demo; //      two replicas that are not Letta, a certificate, a gateway: the first minute
 pub mod cli; //       run, check, keys, config, healthcheck, demo
