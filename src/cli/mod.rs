@@ -61,6 +61,12 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Runs the gateway until SIGTERM or Ctrl-C.
+    ///
+    /// SIGHUP, or a change of the file or of a file it names, takes the new configuration over without touching
+    /// requests in flight; a bad one is told and the old one stays. SIGTERM takes no more connections, lets streams end
+    /// within `drain`, and exits 0.
+    Run(ConfigFile),
     /// Checks a configuration as `run` would before it binds: certificates, secrets and all.
     Check(ConfigFile),
     /// Makes and hashes API keys.
@@ -71,6 +77,8 @@ enum Command {
     Config(ConfigCommand),
     /// Asks a running gateway whether it is alive: exit code 0 or 1. For a container's HEALTHCHECK.
     Healthcheck(healthcheck::Arguments),
+    /// Runs two demo replicas that are not Letta and the gateway in front: the first minute.
+    Demo,
 }
 
 #[derive(Debug, Args)]
@@ -91,11 +99,13 @@ enum ConfigCommand {
 impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
+            Self::Run(file) => run::run(file.path()),
             Self::Check(file) => run::check(&file.path()),
             Self::Keys(command) => command.run(),
             Self::Config(ConfigCommand::Default) => print(config::DEFAULT),
             Self::Config(ConfigCommand::Schema) => print(&config::schema()),
             Self::Healthcheck(arguments) => arguments.run(),
+            Self::Demo => run::demo(),
         }
     }
 }

@@ -1,10 +1,32 @@
 //! `run`, `check` and `demo`: the same configuration, taken as far as each goes.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::num::NonZero;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::runtime::{Builder, Runtime};
 
 use super::{Failure, load, print};
 use crate::config::Settings;
+use crate::telemetry::diagnostics;
+use crate::{app, demo, listen};
+
+/// How long work on other threads (a name being looked up) may keep a gateway that has ended.
+const LAST_WORK: Duration = Duration::from_secs(1);
+
+pub(super) fn run(path: PathBuf) -> Result<(), Failure> {
+    let settings = load(&path)?;
+    listen::install_crypto_provider();
+    let diagnostics = diagnostics::init(&settings.log)?;
+    for warning in &settings.warnings {
+        tracing::warn!(%warning, "allowed, but probably not meant");
+    }
+    let runtime = runtime(settings.workers)?;
+    let result = runtime.block_on(app::run(settings, path, diagnostics));
+    runtime.shutdown_timeout(LAST_WORK);
+    Ok(result?)
+}
 
 pub(super) fn check(path: &Path) -> Result<(), Failure> {
     let settings = load(path)?;
@@ -24,4 +46,26 @@ fn summary(settings: &Settings) -> String {
 
 fn counted(count: usize, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+pub(super) fn demo() -> Result<(), Failure> {
+    listen::install_crypto_provider();
+    // its own summary is on standard output; beside it only what goes wrong
+    let log = diagnostics::Settings { level: "warn".to_owned(), format: diagnostics::Format::Text, access: false };
+    let _diagnostics = diagnostics::init(&log)?;
+    let runtime = runtime(None)?;
+    let result = runtime.block_on(demo::run());
+    runtime.shutdown_timeout(LAST_WORK);
+    Ok(result?)
+}
+
+/// None: one thread for each CPU.
+fn runtime(workers: Option<u16>) -> Result<Runtime, Failure> {
+    let workers = workers.map_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get), usize::from);
+    // on one CPU, work that changes threads is work lost
+    let mut builder = if workers == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    if workers > 1 {
+        builder.worker_threads(workers);
+    }
+    builder.enable_all().build().map_err(|error| Failure::Failed(format!("the runtime cannot be started: {error}")))
 }

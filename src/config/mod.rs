@@ -101,13 +101,13 @@ pub fn admin_address(path: &Path) -> Result<Option<SocketAddr>, Problems> {
 
 /// What of `new` a running gateway that was started with `old` cannot take over, in the words of the file.
 pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
-    let sockets = |settings: &Settings| -> Vec<_> {
-        settings.listeners.iter().map(|listener| (listener.address, listener.tls.is_some())).collect()
-    };
+    // sockets, threads and the writers of logs are made once; all else is built anew from the settings
+    let addresses = |settings: &Settings| settings.listeners.iter().map(|one| one.address).collect::<Vec<_>>();
     [
-        ("listeners[].address", sockets(old) != sockets(new)),
+        ("listeners[].address", addresses(old) != addresses(new)),
         ("admin.address", old.admin != new.admin),
-        ("log", old.log != new.log),
+        ("log.format", old.log.format != new.log.format),
+        ("log.access", old.log.access != new.log.access),
         ("workers", old.workers != new.workers),
     ]
     .into_iter()

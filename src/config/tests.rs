@@ -449,6 +449,7 @@ fn what_is_probably_not_meant_is_a_warning() {
 fn what_only_a_restart_can_change_is_named() {
     let old = read(LEAST).unwrap();
     assert_eq!(needs_restart(&old, &old), [""; 0]);
-    let new = read(&format!("{}workers: 3\ndrain: 1s\n", LEAST.replace("127.0.0.1:0", "127.0.0.1:1"))).unwrap();
-    assert_eq!(needs_restart(&old, &new), ["listeners[].address", "workers"]);
+    let more = "workers: 3\ndrain: 1s\nlog: { level: debug, format: json }\n";
+    let new = read(&format!("{}{more}", LEAST.replace("127.0.0.1:0", "127.0.0.1:1"))).unwrap();
+    assert_eq!(needs_restart(&old, &new), ["listeners[].address", "log.format", "workers"]);
 }
