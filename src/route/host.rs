@@ -28,8 +28,8 @@ pub(super) fn check(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<
             (Some(authority), _) => {
                 HeaderValue::from_str(authority).map(Some).map_err(|_| Error::BadHost("the target's host is not valid"))
             }
-            // HTTP/1.0 need not name one
-            (None, Version::HTTP_09 | Version::HTTP_10) => Ok(None),
+            // HTTP/1.0 need not name one, but Letta is asked in HTTP/1.1 and refuses a request without
+            (None, Version::HTTP_09 | Version::HTTP_10) => Ok(Some(HeaderValue::from_static("letta"))),
             (None, _) => Err(Error::BadHost("neither `:authority` nor Host")),
         };
     };

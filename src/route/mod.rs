@@ -1,8 +1,8 @@
 //! The target, read once and strictly: which Letta endpoint, which agent, which scope.
 //!
 //! Promises that nothing below reads a target again: the request it hands on has exactly the path that met the route, in
-//! origin form, one Host header (none only for HTTP/1.0), and no framing but Content-Length or `chunked`. What it refuses
-//! is refused before any rule about keys, so that no rule can be walked around.
+//! origin form, one Host header, and no framing but Content-Length or `chunked`. What it refuses is refused before any
+//! rule about keys, so that no rule can be walked around.
 
 mod host;
 mod target;

@@ -267,7 +267,7 @@ fn a_request_names_one_host_once() {
     assert_eq!(host(Version::HTTP_11, origin, &[]), Err("client_bad_host"));
     assert_eq!(host(Version::HTTP_11, origin, &["a", "a"]), Err("client_bad_host"));
     assert_eq!(host(Version::HTTP_11, origin, &["a", "b"]), Err("client_bad_host"));
-    assert_eq!(host(Version::HTTP_10, origin, &[]), Ok(None));
+    assert_eq!(host(Version::HTTP_10, origin, &[]), Ok(Some("letta".to_owned())));
     assert_eq!(host(Version::HTTP_10, origin, &["a", "a"]), Err("client_bad_host"));
     assert_eq!(host(Version::HTTP_2, origin, &[]), Err("client_bad_host"));
     assert_eq!(host(Version::HTTP_2, origin, &["a"]), Ok(Some("a".to_owned())));

@@ -15,3 +15,4 @@ mod support;
 mod balance;
 mod headers;
 mod streams;
+mod targets;

@@ -23,31 +23,31 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
-pub const AGENT: &str = "agent-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
-pub const KEY: &str = "the-key-of-team-a";
-pub const READER: &str = "a-key-that-only-reads";
+pub(crate) const AGENT: &str = "agent-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
+pub(crate) const KEY: &str = "the-key-of-team-a";
+pub(crate) const READER: &str = "a-key-that-only-reads";
 /// How long a condition may take to come true; reached only by a failure.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A request as a replica saw it.
 #[derive(Debug, Clone)]
-pub struct Seen {
-    pub method: Method,
-    pub target: String,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Seen {
+    pub(crate) method: Method,
+    pub(crate) target: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
     /// Counts connections: equal numbers came over one connection.
-    pub connection: usize,
+    pub(crate) connection: usize,
 }
 
 impl Seen {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
 /// What a replica does with a request.
-pub enum Reply {
+pub(crate) enum Reply {
     Json(u16, String),
     /// With headers of its own.
     Full(u16, Vec<(&'static str, &'static str)>, Bytes),
@@ -59,32 +59,32 @@ pub enum Reply {
     Hang,
 }
 
-pub fn json(body: impl Into<String>) -> Reply {
+pub(crate) fn json(body: impl Into<String>) -> Reply {
     Reply::Json(200, body.into())
 }
 
 /// Letta's answer to a message.
-pub fn letta_answer(content: &str) -> String {
+pub(crate) fn letta_answer(content: &str) -> String {
     format!(
-        "{{\"messages\":[{{\"message_type\":\"assistant_message\",\"content\":\"{content}\"}}],\"stop_reason\":{{\"message_type\":\"stop_reason\",\"stop_reason\":\"end_turn\"}},\"usage\":{{\"message_type\":\"usage_statistics\",\"total_tokens\":3,\"step_count\":1}}}}"
+        "{{\"messages\":[{{\"message_type\":\"assistant_message\",\"content\":\"{content}\"}}],\"stop_reason\":{{\"message_type\":\"stop_reason\",\"stop_reason\":\"end_turn\"}},\"usage\":{{\"message_type\":\"usage_statistics\",\"completion_tokens\":3,\"prompt_tokens\":670,\"total_tokens\":673,\"step_count\":1}}}}"
     )
 }
 
 /// A replica that does what its script says.
-pub struct Replica {
-    pub address: SocketAddr,
+pub(crate) struct Replica {
+    pub(crate) address: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
     task: tokio::task::JoinHandle<()>,
 }
 
 impl Replica {
     /// Health checks are answered well and not remembered.
-    pub async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) async fn start(script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         Self::on(listener, script)
     }
 
-    pub fn on(listener: TcpListener, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
+    pub(crate) fn on(listener: TcpListener, script: impl Fn(&Seen) -> Reply + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().expect("bound");
         let seen = Arc::new(Mutex::new(Vec::new()));
         let script: Arc<dyn Fn(&Seen) -> Reply + Send + Sync> = Arc::new(script);
@@ -106,16 +106,16 @@ impl Replica {
     }
 
     /// What it saw, health checks left out.
-    pub fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap().clone()
     }
 
     /// Ends it with all its connections, as SIGKILL would.
-    pub fn kill(self) {
+    pub(crate) fn kill(self) {
         self.task.abort();
     }
 
-    pub async fn waits_for(&self, requests: usize) {
+    pub(crate) async fn waits_for(&self, requests: usize) {
         until("the replica sees the requests", || self.seen().len() >= requests).await;
     }
 }
@@ -189,7 +189,7 @@ impl Body for Script {
 }
 
 /// A gateway in front of `replicas`, with what `more` adds to its YAML.
-pub async fn gateway(replicas: &[&Replica], more: &str) -> Proxy {
+pub(crate) async fn gateway(replicas: &[&Replica], more: &str) -> Proxy {
     let servers: Vec<String> =
         replicas.iter().map(|replica| format!("{{ url: http://{} }}", replica.address)).collect();
     let letta = format!("    servers: [ {} ]", servers.join(", "));
@@ -197,7 +197,7 @@ pub async fn gateway(replicas: &[&Replica], more: &str) -> Proxy {
 }
 
 /// The YAML of a usual gateway; `letta` is what stands under `upstreams.letta`.
-pub fn yaml(letta: &str, more: &str) -> String {
+pub(crate) fn yaml(letta: &str, more: &str) -> String {
     let hash = |key: &str| hex::encode(Sha256::digest(key));
     let plans = if more.contains("plans:") {
         ""
@@ -211,7 +211,7 @@ pub fn yaml(letta: &str, more: &str) -> String {
     )
 }
 
-pub async fn start(yaml: &str) -> Proxy {
+pub(crate) async fn start(yaml: &str) -> Proxy {
     letta_gateway::listen::install_crypto_provider();
     let settings = config::parse(yaml, Path::new("gateway.yaml"), &|_| None)
         .unwrap_or_else(|problems| panic!("{problems}\n{yaml}"));
@@ -223,70 +223,80 @@ pub async fn start(yaml: &str) -> Proxy {
 }
 
 /// A running gateway.
-pub struct Proxy {
-    pub gateway: Gateway,
+pub(crate) struct Proxy {
+    pub(crate) gateway: Gateway,
     lines: Lines,
 }
 
-pub type Client =
+pub(crate) type Client =
     hyper_util::client::legacy::Client<hyper_util::client::legacy::connect::HttpConnector, http_body_util::Full<Bytes>>;
 
 impl Proxy {
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.gateway.addresses()[0]
     }
 
     /// A request with the usual key.
-    pub fn request(&self, method: &str, target: &str) -> http::request::Builder {
+    pub(crate) fn request(&self, method: &str, target: &str) -> http::request::Builder {
         Request::builder()
             .method(method)
             .uri(format!("http://{}{target}", self.address()))
             .header("authorization", format!("Bearer {KEY}"))
     }
 
-    pub async fn get(&self, target: &str) -> Answer {
+    pub(crate) async fn get(&self, target: &str) -> Answer {
         self.send(self.request("GET", target).body(Bytes::new()).unwrap()).await
     }
 
-    pub async fn post(&self, target: &str, body: &str) -> Answer {
+    pub(crate) async fn post(&self, target: &str, body: &str) -> Answer {
         let request = self.request("POST", target).header("content-type", "application/json");
         self.send(request.body(Bytes::from(body.to_owned())).unwrap()).await
     }
 
-    pub async fn send(&self, request: Request<Bytes>) -> Answer {
+    pub(crate) async fn send(&self, request: Request<Bytes>) -> Answer {
         Answer::of(self.open(request).await).await
     }
 
     /// The response with its body still to come.
-    pub async fn open(&self, request: Request<Bytes>) -> Response<Incoming> {
+    pub(crate) async fn open(&self, request: Request<Bytes>) -> Response<Incoming> {
         let client: Client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
         client.request(request.map(http_body_util::Full::new)).await.expect("an answer")
     }
 
     /// Sends bytes as they are; all that comes back until the gateway closes.
-    pub async fn raw(&self, bytes: &str) -> String {
-        let mut stream = TcpStream::connect(self.address()).await.expect("the gateway listens");
-        stream.write_all(bytes.as_bytes()).await.expect("it reads");
+    pub(crate) async fn raw(&self, bytes: &str) -> String {
+        let stream = TcpStream::connect(self.address()).await.expect("the gateway listens");
+        let (mut reads, mut writes) = stream.into_split();
+        // a refusal may come, and the connection go, before all is written
+        let written = tokio::spawn({
+            let bytes = bytes.as_bytes().to_vec();
+            async move {
+                let _ = writes.write_all(&bytes).await;
+                writes
+            }
+        });
         let mut answer = Vec::new();
-        let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.expect("it closes");
+        let closed = tokio::time::timeout(PATIENCE, reads.read_to_end(&mut answer)).await.is_ok();
+        assert!(closed, "the connection stays open after {bytes:?}");
+        drop(written.await);
         String::from_utf8_lossy(&answer).into_owned()
     }
 
     /// The access-log lines so far, once there are `count`.
-    pub async fn log(&self, count: usize) -> Vec<serde_json::Value> {
+    pub(crate) async fn log(&self, count: usize) -> Vec<serde_json::Value> {
         until("the access log has the lines", || self.lines.read().len() >= count).await;
         self.lines.read()
     }
 
     /// GET on the admin listener.
-    pub async fn admin(&self, path: &str) -> Answer {
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
         let address = self.gateway.admin_address().expect("it has one");
         let request = Request::builder().uri(format!("http://{address}{path}")).body(Bytes::new()).unwrap();
         self.send(request).await
     }
 
     /// The value of one series of /metrics, 0 if it is not there.
-    pub async fn metric(&self, series: &str) -> f64 {
+    pub(crate) async fn metric(&self, series: &str) -> f64 {
         let metrics = self.admin("/metrics").await.text();
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
@@ -295,34 +305,64 @@ impl Proxy {
 
 /// A whole response.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub headers: HeaderMap,
-    pub body: Bytes,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
 }
 
 impl Answer {
-    pub async fn of(response: Response<Incoming>) -> Self {
+    pub(crate) async fn of(response: Response<Incoming>) -> Self {
         let (head, body) = response.into_parts();
         let body = tokio::time::timeout(PATIENCE, body.collect()).await.expect("it ends").expect("a whole body");
         Self { status: head.status.as_u16(), headers: head.headers, body: body.to_bytes() }
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.body).into_owned()
     }
 
-    pub fn json(&self) -> serde_json::Value {
+    pub(crate) fn json(&self) -> serde_json::Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 }
 
+/// A response as bytes: head and body up to the connection's end.
+#[derive(Debug)]
+pub(crate) struct Raw {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Raw {
+    pub(crate) fn of(bytes: &str) -> Self {
+        let (head, body) = bytes.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no response: {bytes:?}"));
+        let mut lines = head.split("\r\n");
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).and_then(|status| status.parse().ok());
+        let headers = lines.filter_map(|line| line.split_once(": "));
+        Self {
+            status: status.unwrap_or_else(|| panic!("no status: {bytes:?}")),
+            headers: headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect(),
+            body: body.to_owned(),
+        }
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(of, _)| of == name).map(|(_, value)| value.as_str())
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+}
+
 /// Waits for a condition that is to come true by itself.
-pub async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -359,6 +399,6 @@ impl std::io::Write for Lines {
 }
 
 /// An address where nothing listens.
-pub async fn nobody() -> SocketAddr {
+pub(crate) async fn nobody() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
 }
