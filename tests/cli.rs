@@ -90,6 +90,19 @@ fn every_problem_is_told_with_its_place_and_exit_code_78() {
 }
 
 #[test]
+fn what_a_configuration_names_is_looked_at_too() {
+    let file = File::new(&format!("{LEAST}store: {{ redis: {{ url: \"rediss://127.0.0.1\", ca_file: ca.pem }} }}\n"));
+    for (ca, why) in [
+        ("no PEM", ":5:46: store.redis.ca_file: holds no certificate"),
+        ("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", "cannot use this Redis"),
+    ] {
+        fs::write(file.folder.path().join("ca.pem"), ca).unwrap();
+        let (code, out, told) = run(&["check", "--config", file.path()]);
+        assert!(code == 78 && out.is_empty() && told.contains(why), "{told}");
+    }
+}
+
+#[test]
 fn a_warning_is_told_and_stops_nothing() {
     let (code, out, told) = check(&LEAST.replace("letta: {", "letta: { pool: { idle_timeout: 1m },"));
     assert_eq!((code, out.starts_with("ok: ")), (0, true));

@@ -135,6 +135,8 @@ fn print(text: &str) -> Result<(), Failure> {
 enum Failure {
     Config(Problems),
     NoConfig(PathBuf),
+    /// The configuration is right, but something it names cannot be used.
+    Unfit(String),
     Failed(String),
     Output(io::Error),
 }
@@ -142,7 +144,7 @@ enum Failure {
 impl Failure {
     fn code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::NoConfig(_) => BAD_CONFIG,
+            Self::Config(_) | Self::NoConfig(_) | Self::Unfit(_) => BAD_CONFIG,
             Self::Failed(_) | Self::Output(_) => FAILED,
         }
     }
@@ -184,7 +186,7 @@ impl fmt::Display for Failure {
                     "error: {path}: there is no such file; name one with --config, or start from: letta-gateway config default"
                 )
             }
-            Self::Failed(text) => write!(f, "error: {text}"),
+            Self::Unfit(text) | Self::Failed(text) => write!(f, "error: {text}"),
             Self::Output(error) => write!(f, "error: cannot write to standard output: {error}"),
         }
     }

@@ -3,13 +3,17 @@
 use std::io::{self, Write};
 use std::num::NonZero;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
 use super::{Failure, load, print};
 use crate::config::Settings;
-use crate::telemetry::diagnostics;
+use crate::pipeline::Pipeline;
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::record::Sink;
+use crate::telemetry::{Metrics, diagnostics};
 use crate::{app, demo, listen};
 
 /// How long work on other threads (a name being looked up) may keep a gateway that has ended.
@@ -33,6 +37,14 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     for warning in &settings.warnings {
         let _ = writeln!(io::stderr(), "warning: {warning}");
     }
+    // all that is made before anything is bound
+    listen::install_crypto_provider();
+    let metrics = Arc::new(Metrics::new());
+    let sink = Sink { access: AccessLog::stdout(false, Arc::clone(&metrics)), metrics };
+    let runtime = runtime(Some(1))?;
+    let built = runtime.block_on(async { Pipeline::build(&settings, &sink, None).map(drop) });
+    runtime.shutdown_timeout(LAST_WORK);
+    built.map_err(|why| Failure::Unfit(format!("{}: {why}", path.display())))?;
     print(&summary(&settings))
 }
 

@@ -1,7 +1,7 @@
 //! The YAML text as a tree in which every node knows its place and its path.
 //!
-//! Syntax, anchors, merge keys and repeated keys are `serde-saphyr`'s business; `${NAME}` and `${NAME:-default}` are
-//! put in here, in quoted scalars as in plain ones, and what they expand to is always one scalar, never YAML.
+//! Syntax, anchors, merge keys and repeated keys are `serde-saphyr`'s business. The environment is put in here, in
+//! quoted scalars as in plain ones, and what it expands to is always one scalar, never YAML.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,10 +9,8 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_saphyr::Spanned;
 
+use super::expand::{Environment, expand};
 use super::problem::{Place, Problem};
-
-/// Looks up an environment variable.
-pub type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 #[derive(Debug)]
 pub(super) struct Node {
@@ -175,56 +173,6 @@ impl Build<'_> {
     fn entry(&mut self, path: &str, key: Spanned<String>, value: Spanned<Bare>) -> Entry {
         let below = if path.is_empty() { key.value.clone() } else { format!("{path}.{}", key.value) };
         Entry { node: self.node(value, below), place: place(key.defined), key: key.value }
-    }
-}
-
-/// Puts in `${NAME}` and `${NAME:-default}`; `$${` stands for a literal `${`. None: there was nothing to put in.
-fn expand(text: &str, env: Environment<'_>) -> Result<Option<String>, String> {
-    if !text.contains("${") {
-        return Ok(None);
-    }
-    let mut whole = String::new();
-    let mut rest = text;
-    while let Some(start) = rest.find("${") {
-        let (before, after) = (rest.get(..start).unwrap_or_default(), rest.get(start + 2..).unwrap_or_default());
-        if let Some(literal) = before.strip_suffix('$') {
-            whole.push_str(literal);
-            whole.push_str("${");
-            rest = after;
-            continue;
-        }
-        whole.push_str(before);
-        let Some((inside, after)) = after.split_once('}') else {
-            return Err("a \"${\" is not closed; write ${NAME} or ${NAME:-default}, or $${ for a literal ${".to_owned());
-        };
-        whole.push_str(&variable(inside, env)?);
-        rest = after;
-    }
-    whole.push_str(rest);
-    Ok(Some(whole))
-}
-
-fn variable(inside: &str, env: Environment<'_>) -> Result<String, String> {
-    let (name, default) = match inside.split_once(":-") {
-        Some((name, default)) => (name, Some(default)),
-        None => (inside, None),
-    };
-    let named = !name.is_empty()
-        && !name.starts_with(|first: char| first.is_ascii_digit())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    if !named || default.is_some_and(|default| default.contains("${")) {
-        return Err(
-            "only ${NAME} and ${NAME:-default} can be put in, not one inside another; $${ is a literal ${".to_owned()
-        );
-    }
-    match (env(name), default) {
-        // as in a shell, an empty variable counts as unset where a default is given
-        (Some(value), Some(default)) if value.is_empty() => Ok(default.to_owned()),
-        (Some(value), _) => Ok(value),
-        (None, Some(default)) => Ok(default.to_owned()),
-        (None, None) => {
-            Err(format!("the environment variable {name} is not set; set it, or give a default with ${{{name}:-…}}"))
-        }
     }
 }
 

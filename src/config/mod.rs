@@ -10,9 +10,10 @@ use std::time::Duration;
 use crate::{admin, auth, balance, cache, cors, limits, listen, store, telemetry, upstream};
 
 mod document;
+mod expand;
+mod fault;
 mod problem;
 mod raw;
-mod raw_upstream;
 mod read;
 mod schema;
 mod secret;
@@ -23,7 +24,7 @@ mod workers;
 #[cfg(test)]
 mod tests;
 
-pub use document::Environment;
+pub use expand::Environment;
 pub use problem::{Place, Problem, Problems};
 pub use schema::schema;
 pub use settings::is_key_id;

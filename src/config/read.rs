@@ -1,17 +1,15 @@
 //! A tree into the raw structs, telling everything that does not fit instead of the first thing only.
 //!
 //! Unknown keys are told and passed over. A value of the wrong kind is told, taken out of the tree, and the tree read
-//! again until it fits. Messages name kinds, and values only where they stand in the file itself.
+//! again until it fits.
 
 use std::cell::RefCell;
-use std::fmt;
 
 use serde::de::value::StrDeserializer;
-use serde::de::{
-    self, DeserializeOwned, DeserializeSeed, Deserializer, Expected, IntoDeserializer, Unexpected, Visitor,
-};
+use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Unexpected, Visitor};
 
 use super::document::{Entry, Node, Value};
+use super::fault::Fault;
 use super::problem::{Place, Problem, hint};
 
 /// What was read of a tree.
@@ -234,99 +232,5 @@ impl<'de, 'a, I: Iterator<Item = &'a Entry>> de::MapAccess<'de> for Entries<'a, 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Fault> {
         let Some(node) = self.next.take() else { return Err(de::Error::custom("a value without its key")) };
         seed.deserialize(self.reader.child(node)).map_err(|fault| fault.on(node))
-    }
-}
-
-/// Why a node is not what it should be.
-#[derive(Debug)]
-pub(super) struct Fault {
-    /// Set on the way up by the first that knows.
-    at: Option<(Place, String)>,
-    text: String,
-    /// The message speaks of the value, which is to stand in front.
-    of_value: bool,
-}
-
-impl Fault {
-    fn new(text: String) -> Self {
-        Self { at: None, text, of_value: false }
-    }
-
-    fn on(mut self, node: &Node) -> Self {
-        if self.at.is_none() {
-            self.at = Some((node.place, node.path.clone()));
-            if self.of_value {
-                self.text = format!("{} {}", shown(&node.value), self.text);
-            }
-        }
-        self
-    }
-}
-
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Text { expanded: true, .. } => "what ${…} stands for".to_owned(),
-        Value::Text { text, .. } => format!("\"{text}\""),
-        Value::Unsigned(number) => number.to_string(),
-        Value::Signed(number) => number.to_string(),
-        Value::Float(number) => number.to_string(),
-        Value::Bool(value) => value.to_string(),
-        Value::Null | Value::List(_) | Value::Map(_) | Value::Broken => "this".to_owned(),
-    }
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl std::error::Error for Fault {}
-
-impl de::Error for Fault {
-    fn custom<T: fmt::Display>(text: T) -> Self {
-        Self { of_value: true, ..Self::new(text.to_string()) }
-    }
-
-    fn invalid_type(found: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        let found = match found {
-            Unexpected::Bool(_) => "true or false",
-            Unexpected::Unsigned(_) | Unexpected::Signed(_) | Unexpected::Float(_) => "a number",
-            Unexpected::Str(_) => "text",
-            Unexpected::Unit | Unexpected::Option => "nothing",
-            Unexpected::Seq => "a list",
-            Unexpected::Map => "a map",
-            _ => "this",
-        };
-        let expected = wanted(&expected.to_string());
-        let quote = if expected == "text" && found != "a list" && found != "a map" { "; put it in quotes" } else { "" };
-        Self::new(format!("must be {expected}, not {found}{quote}"))
-    }
-
-    fn invalid_value(_: Unexpected<'_>, expected: &dyn Expected) -> Self {
-        Self::new(format!("must be {}", wanted(&expected.to_string())))
-    }
-
-    fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
-        let _ = variant;
-        Self { of_value: true, ..Self::new(format!("is not known{}", hint(variant, expected))) }
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        Self::new(format!("\"{field}\" is missing"))
-    }
-}
-
-/// serde's names of what it wants, in the words of who writes YAML.
-fn wanted(expected: &str) -> String {
-    match expected {
-        "a string" | "string" => "text".to_owned(),
-        "a boolean" => "true or false".to_owned(),
-        "u16" => format!("a whole number from 0 to {}", u16::MAX),
-        "u32" => format!("a whole number from 0 to {}", u32::MAX),
-        "u64" => "a whole number".to_owned(),
-        "a sequence" => "a list (lines that start with \"- \")".to_owned(),
-        other if other == "a map" || other.starts_with("struct ") => "a map (lines of \"key: value\")".to_owned(),
-        other => other.to_owned(),
     }
 }

@@ -1,6 +1,8 @@
 use std::path::Path;
 use std::time::Duration;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::letta::routes::Scope;
 
@@ -452,4 +454,28 @@ fn what_only_a_restart_can_change_is_named() {
     let more = "workers: 3\ndrain: 1s\nlog: { level: debug, format: json }\n";
     let new = read(&format!("{}{more}", LEAST.replace("127.0.0.1:0", "127.0.0.1:1"))).unwrap();
     assert_eq!(needs_restart(&old, &new), ["listeners[].address", "log.format", "workers"]);
+}
+
+proptest! {
+    /// Whatever an editor, a template or a merge makes of a file: problems with places inside it, never a panic.
+    #[test]
+    fn a_mangled_file_is_told_about_and_nothing_worse(
+        cuts in prop::collection::vec((0..EXAMPLE.len(), 0..20_usize, "[-a-z0-9:{}\\[\\]\"'&*!|> \n\t$,#~.]{0,4}"), 1..6),
+    ) {
+        let mut text = EXAMPLE.to_owned();
+        for (start, length, put) in cuts {
+            let start = (0..=start.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap();
+            let end = (start + length..=text.len()).find(|at| text.is_char_boundary(*at)).unwrap_or(text.len());
+            text.replace_range(start..end, &put);
+        }
+        if let Err(problems) = parse(&text, Path::new("gateway.yaml"), &|_| Some("hunter2".to_owned())) {
+            prop_assert!(!problems.is_empty());
+            let shown = problems.to_string();
+            prop_assert!(!shown.contains("hunter2"), "{shown}");
+            for problem in problems.iter() {
+                let lines = text.lines().count() as u64 + 1;
+                prop_assert!(problem.place.is_none_or(|place| (1..=lines).contains(&place.line)), "{problem}");
+            }
+        }
+    }
 }

@@ -23,6 +23,7 @@ mod upstream;
 
 pub use keys::is_key_id;
 
+const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 const MILLISECOND: Duration = Duration::from_millis(1);
 const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -84,6 +85,16 @@ impl Check {
             self.problem("store.redis.prefix", "must be at most 64 characters without spaces");
         }
         let ca_file = ca_file.and_then(|file| self.pem("store.redis.ca_file", file));
+        // a file without a section is no error to whoever reads it, and then no server is trusted
+        if ca_file
+            .as_ref()
+            .is_some_and(|file| std::fs::read_to_string(file).is_ok_and(|text| !text.contains(CERTIFICATE)))
+        {
+            self.problem(
+                "store.redis.ca_file",
+                format_args!("holds no certificate; it needs a \"{CERTIFICATE}\" section"),
+            );
+        }
         let url = self.required("store.redis", "url", url)?;
         let url = self.secret("store.redis.url", &url)?;
         let settings = store::RedisSettings { url, timeout, prefix, ca_file };

@@ -3,13 +3,13 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::secret::Secret;
-use super::units::{ByteSize, DurationText};
+use crate::config::secret::Secret;
+use crate::config::units::{ByteSize, DurationText};
 
 /// A group of Letta replicas on one database.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Upstream {
+pub(in crate::config) struct Upstream {
     /// The replicas; at least one.
     #[schemars(required, length(min = 1))]
     pub servers: Vec<Server>,
@@ -47,7 +47,7 @@ impl Default for Upstream {
 /// One Letta replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Server {
+pub(in crate::config) struct Server {
     /// `http://host:port`
     #[schemars(required)]
     pub url: Option<String>,
@@ -63,7 +63,7 @@ impl Default for Server {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Balance {
+pub(in crate::config) enum Balance {
     /// One agent's requests go to one replica while it is well and not overloaded.
     AgentAffinity,
     /// The less loaded of two random replicas.
@@ -75,7 +75,7 @@ pub(super) enum Balance {
 /// Asks each replica whether it is well.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct HealthCheck {
+pub(in crate::config) struct HealthCheck {
     /// What is asked for; a 2xx answer is well.
     pub path: String,
     /// How often.
@@ -103,7 +103,7 @@ impl Default for HealthCheck {
 /// Leaves a replica out after failures seen on requests: connect failures, 502, 503, 504.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Ejection {
+pub(in crate::config) struct Ejection {
     /// So many in a row.
     pub after: u32,
     /// For so long; doubles each time, up to ten times as long.
@@ -119,7 +119,7 @@ impl Default for Ejection {
 /// How long what may take.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Timeouts {
+pub(in crate::config) struct Timeouts {
     /// Connecting to a replica.
     pub connect: DurationText,
     /// An ordinary request, to the end of its answer.
@@ -144,7 +144,7 @@ impl Default for Timeouts {
 /// Connections to each replica.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Pool {
+pub(in crate::config) struct Pool {
     /// So many at most.
     pub max_connections: u32,
     /// How long a request waits for one.
