@@ -214,6 +214,10 @@ impl Gateway {
                 }
                 self.shared.pipeline.store(Arc::new(pipeline));
                 self.watch_replicas(&new);
+                metrics.retain(
+                    |key| new.keys.iter().any(|left| left.id == key),
+                    |upstream| new.balance.servers.iter().any(|left| left.authority == upstream),
+                );
                 self.shared.config_problem.store(Arc::new(None));
                 metrics.reload("ok");
                 tracing::info!(config = %path.display(), "configuration reloaded");

@@ -97,6 +97,7 @@ fn shape(
         None => None,
         Some(tls) => {
             let certificates = TlsCertificates::load(tls)?;
+            metrics.forget_certificates(address);
             for (name, ends) in certificates.expiry() {
                 metrics.certificate_expiry(address, name, ends);
             }

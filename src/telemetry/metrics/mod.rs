@@ -7,7 +7,7 @@ mod families;
 mod handles;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
 
@@ -61,6 +61,8 @@ impl Metrics {
         for result in ["ok", "error"] {
             families.reloads.with_label_values(&[result]);
         }
+        // the process begins with a configuration
+        families.config_loaded.set(unix_time());
         Self {
             overhead: families.overhead.clone(),
             in_flight: families.in_flight.clone(),
@@ -197,10 +199,18 @@ impl Metrics {
         });
     }
 
-    /// `result`: `ok` or `error`.
+    /// `result`: `ok`, the new configuration is in use, or `error`, the old one still is.
     pub fn reload(&self, result: &'static str) {
         self.families.reloads.with_label_values(&[result]).inc();
+        if result == "ok" {
+            self.config_loaded.set(unix_time());
+        }
     }
+}
+
+/// In seconds.
+fn unix_time() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

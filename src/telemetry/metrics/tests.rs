@@ -156,3 +156,15 @@ fn every_cache_result_has_a_counter_of_its_own() {
         [r#"{result="bypass"} 3"#, r#"{result="hit"} 1"#, r#"{result="miss"} 2"#, r#"{result="unavailable"} 4"#,]
     );
 }
+
+#[test]
+fn only_a_configuration_that_is_in_use_counts_as_loaded() {
+    let metrics = Metrics::new();
+    assert!(metrics.config_loaded.get() > 1.7e9, "the one it began with");
+    metrics.config_loaded.set(1.0);
+    metrics.reload("error");
+    assert_eq!(metrics.config_loaded.get(), 1.0);
+    metrics.reload("ok");
+    assert!(metrics.config_loaded.get() > 1.7e9);
+    assert_eq!(scraped(&metrics, "config_reloads_total"), [r#"{result="error"} 1"#, r#"{result="ok"} 1"#]);
+}
