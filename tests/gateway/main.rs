@@ -12,6 +12,7 @@
 
 mod support;
 
+mod auth;
 mod balance;
 mod headers;
 mod streams;

@@ -10,8 +10,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response};
 use http_body::{Body, Frame};
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use letta_gateway::app::Gateway;
 use letta_gateway::config;
@@ -110,13 +112,18 @@ impl Replica {
         self.seen.lock().unwrap().clone()
     }
 
+    /// How many requests it saw.
+    pub(crate) fn count(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
     /// Ends it with all its connections, as SIGKILL would.
     pub(crate) fn kill(self) {
         self.task.abort();
     }
 
     pub(crate) async fn waits_for(&self, requests: usize) {
-        until("the replica sees the requests", || self.seen().len() >= requests).await;
+        until("the replica sees the requests", || self.count() >= requests).await;
     }
 }
 
@@ -196,9 +203,13 @@ pub(crate) async fn gateway(replicas: &[&Replica], more: &str) -> Proxy {
     start(&yaml(&letta, more)).await
 }
 
+/// The SHA-256 of a key, as the configuration has it.
+pub(crate) fn hash(key: &str) -> String {
+    hex::encode(Sha256::digest(key))
+}
+
 /// The YAML of a usual gateway; `letta` is what stands under `upstreams.letta`.
 pub(crate) fn yaml(letta: &str, more: &str) -> String {
-    let hash = |key: &str| hex::encode(Sha256::digest(key));
     let plans = if more.contains("plans:") {
         ""
     } else {
@@ -219,17 +230,17 @@ pub(crate) async fn start(yaml: &str) -> Proxy {
     let (log, lines) = Lines::new();
     let access = AccessLog::to(log, Arc::clone(&metrics));
     let gateway = Gateway::start_with(&settings, Sink { metrics, access }).await.expect("the gateway starts");
-    Proxy { gateway, lines }
+    // asks once: what the gateway does not answer is for the test to see
+    let client = Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http();
+    Proxy { gateway, lines, client }
 }
 
 /// A running gateway.
 pub(crate) struct Proxy {
     pub(crate) gateway: Gateway,
     lines: Lines,
+    client: Client<HttpConnector, Full<Bytes>>,
 }
-
-pub(crate) type Client =
-    hyper_util::client::legacy::Client<hyper_util::client::legacy::connect::HttpConnector, http_body_util::Full<Bytes>>;
 
 impl Proxy {
     pub(crate) fn address(&self) -> SocketAddr {
@@ -259,8 +270,7 @@ impl Proxy {
 
     /// The response with its body still to come.
     pub(crate) async fn open(&self, request: Request<Bytes>) -> Response<Incoming> {
-        let client: Client = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build_http();
-        client.request(request.map(http_body_util::Full::new)).await.expect("an answer")
+        self.client.request(request.map(Full::new)).await.expect("an answer")
     }
 
     /// Sends bytes as they are; all that comes back until the gateway closes.

@@ -260,7 +260,6 @@ async fn every_name_of_a_route_is_one_target_for_letta() {
         let seen = a.seen();
         assert_eq!(seen.len(), asked);
         assert_eq!((seen[asked - 1].method.as_str(), seen[asked - 1].target.as_str()), ("GET", canonical), "{target}");
-        assert_eq!(proxy.log(asked).await[asked - 1]["status"], 200);
     };
     for name in names {
         let agents = folder(name);
