@@ -13,20 +13,20 @@ RUN mkdir src \
 
 COPY config config
 COPY src src
-# shown by the metric letta_gateway_build_info, e.g. --build-arg REVISION=$(git rev-parse --short HEAD)
-ARG REVISION=unknown
+# told by --version and by the metric letta_gateway_build_info, e.g. --build-arg COMMIT=$(git rev-parse --short HEAD)
+ARG COMMIT=unknown
 # the files' times are those of the checkout; cargo is to see that they are not the ones above
 RUN find src -name '*.rs' -exec touch {} + \
- && LETTA_GATEWAY_REVISION=$REVISION cargo build --release --locked --bin letta-gateway \
+ && LETTA_GATEWAY_COMMIT=$COMMIT cargo build --release --locked --bin letta-gateway \
  && strip --strip-debug target/release/letta-gateway
 
 FROM gcr.io/distroless/cc-debian12:nonroot
-ARG REVISION=unknown
+ARG COMMIT=unknown
 LABEL org.opencontainers.image.title="letta-gateway" \
       org.opencontainers.image.description="Reverse-proxy API gateway for Letta replicas" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="0.1.0" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${COMMIT}"
 
 COPY --from=build /build/target/release/letta-gateway /letta-gateway
 

@@ -19,9 +19,9 @@ pub use handles::{CacheResult, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics
 /// The media type of [`Metrics::encode`].
 pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
 
-/// Label `revision` of `build_info`: what the build was told of its source, e.g. a commit.
-const REVISION: &str = match option_env!("LETTA_GATEWAY_REVISION") {
-    Some(revision) => revision,
+/// Label `revision` of `build_info`: the commit the build was told of.
+const COMMIT: &str = match option_env!("LETTA_GATEWAY_COMMIT") {
+    Some(commit) => commit,
     None => "unknown",
 };
 
@@ -56,7 +56,7 @@ impl Default for Metrics {
 impl Metrics {
     pub fn new() -> Self {
         let families = Families::new();
-        families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), REVISION]).set(1);
+        families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT]).set(1);
         // told as 0 before the first one, so that an alert on their increase sees it
         for result in ["ok", "error"] {
             families.reloads.with_label_values(&[result]);

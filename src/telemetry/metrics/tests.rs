@@ -48,7 +48,7 @@ fn names_follow_the_conventions_and_come_once() {
 #[test]
 fn the_build_is_told() {
     let told = scraped(&Metrics::new(), "build_info");
-    assert_eq!(told, [format!("{{revision=\"{REVISION}\",version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))]);
+    assert_eq!(told, [format!("{{revision=\"{COMMIT}\",version=\"{}\"}} 1", env!("CARGO_PKG_VERSION"))]);
 }
 
 #[test]
