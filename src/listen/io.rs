@@ -163,13 +163,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
+        let transport = &mut this.transport;
         if this.at < this.len {
             let prefix = this.prefix.get(this.at..this.len).unwrap_or_default();
             let taken = prefix.get(..buf.remaining()).unwrap_or(prefix);
             buf.put_slice(taken);
             this.at += taken.len();
+            // And what has come since: after so small a read hyper would double its buffer for the next one. An error
+            // comes again then.
+            if buf.remaining() > 0 {
+                let _ = transport!(transport.poll_read(cx, buf));
+            }
         } else {
-            let transport = &mut this.transport;
             ready!(transport!(transport.poll_read(cx, buf)))?;
         }
         this.read(buf.filled().get(before..).unwrap_or_default());

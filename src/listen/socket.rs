@@ -13,11 +13,11 @@ use super::tls::TlsError;
 /// Connections the kernel holds for us until they are accepted; `net.core.somaxconn` bounds it too.
 const BACKLOG: i32 = 4096;
 /// A peer that vanished without a word is asked for after so long …
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 /// … every so often …
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// … and given up after so many unanswered probes.
-const KEEPALIVE_PROBES: u32 = 4;
+const KEEPALIVE_PROBES: u32 = 3;
 
 /// Opens the socket. `write_timeout`: how long the kernel keeps trying to bring bytes to a peer that confirms none.
 pub(super) fn open(address: SocketAddr, write_timeout: Duration) -> Result<TcpListener, BindError> {

@@ -79,7 +79,7 @@ async fn accepted_sockets_hold_nothing_back_and_notice_the_dead() {
     let options = SockRef::from(&accepted);
     assert!(options.tcp_nodelay().unwrap());
     assert!(options.keepalive().unwrap());
-    assert_eq!(options.tcp_keepalive_time().unwrap(), Duration::from_secs(60));
+    assert_eq!(options.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
     #[cfg(target_os = "linux")]
     assert_eq!(options.tcp_user_timeout().unwrap(), Some(Duration::from_secs(7)));
 }
