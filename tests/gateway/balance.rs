@@ -2,7 +2,7 @@
 
 use http_body_util::BodyExt as _;
 
-use crate::support::{AGENT, Replica, Reply, gateway, json, nobody, start, until, yaml};
+use crate::support::{AGENT, Replica, Reply, gateway, json, nobody, start, yaml};
 
 #[tokio::test]
 async fn an_agent_stays_with_its_replica() {
@@ -82,7 +82,6 @@ async fn connections_to_a_replica_are_used_again() {
 
 #[tokio::test]
 async fn a_replica_that_fails_its_checks_leaves_rotation_and_comes_back() {
-    let well = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (a, b) = (Replica::start(|_| json("\"a\"")).await, Replica::on(listener, |_| json("\"b\"")));
     let letta = format!(
@@ -93,23 +92,18 @@ async fn a_replica_that_fails_its_checks_leaves_rotation_and_comes_back() {
     let address = b.address;
     b.kill();
     let series = format!("letta_gateway_upstream_healthy{{upstream=\"{address}\"}}");
-    while proxy.metric(&series).await != 0.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    proxy.metric_is(&series, 0.0).await;
     for _ in 0..6 {
         assert_eq!(proxy.get(&format!("/v1/agents/{AGENT}")).await.text(), "\"a\"");
     }
     let ready = proxy.admin("/readyz").await;
     assert_eq!(ready.status, 200, "{}", ready.text());
     let back = Replica::on(tokio::net::TcpListener::bind(address).await.unwrap(), |_| json("\"b\""));
-    while proxy.metric(&series).await != 1.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    proxy.metric_is(&series, 1.0).await;
     for _ in 0..4 {
         proxy.get(&format!("/v1/agents/{AGENT}")).await;
     }
     assert!(!back.seen().is_empty());
-    drop(well);
 }
 
 #[tokio::test]
@@ -201,10 +195,7 @@ async fn a_client_that_leaves_frees_the_connection_and_is_told_apart() {
     let log = proxy.log(1).await;
     assert_eq!((log[0]["status"].as_u64(), log[0]["ended_by"].as_str()), (Some(0), Some("client")));
     let series = format!("letta_gateway_upstream_connections{{upstream=\"{}\"}}", a.address);
-    until("the log is there", || true).await;
-    while proxy.metric(&series).await != 0.0 {
-        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-    }
+    proxy.metric_is(&series, 0.0).await;
 }
 
 #[tokio::test]

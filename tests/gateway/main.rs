@@ -15,5 +15,6 @@ mod support;
 mod auth;
 mod balance;
 mod headers;
+mod limits;
 mod streams;
 mod targets;

@@ -127,6 +127,23 @@ impl Replica {
     }
 }
 
+/// Where a test writes the events of one stream; see [`Reply::Stream`].
+pub(crate) type Feed = mpsc::Sender<Option<Bytes>>;
+
+/// A replica that answers messages with a stream each, fed by the test, and all else with `{}`.
+pub(crate) async fn streaming() -> (Replica, mpsc::UnboundedReceiver<Feed>) {
+    let (begun, feeds) = mpsc::unbounded_channel();
+    let replica = Replica::start(move |seen| {
+        if !seen.target.contains("/messages") {
+            return json("{}");
+        }
+        let (feed, events) = mpsc::channel(16);
+        begun.send(feed).expect("the test takes the feed");
+        Reply::Stream(events)
+    });
+    (replica.await, feeds)
+}
+
 async fn answer(
     request: Request<Incoming>,
     connection: usize,
@@ -310,6 +327,16 @@ impl Proxy {
         let metrics = self.admin("/metrics").await.text();
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Waits until a series has this value.
+    pub(crate) async fn metric_is(&self, series: &str, value: f64) {
+        let waited = tokio::time::timeout(PATIENCE, async {
+            while self.metric(series).await != value {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        });
+        assert!(waited.await.is_ok(), "{series} does not come to {value}");
     }
 }
 
