@@ -63,6 +63,10 @@ impl Memory {
         self.metrics.cache_entries.inc();
         self.metrics.cache_bytes.add(i64::from(kept.size()));
         self.values.insert(key, kept);
+        // moka would evict at its leisure, and 64 answers over the bound may be many bytes
+        if u64::try_from(self.metrics.cache_bytes.get()).is_ok_and(|bytes| bytes > self.max_total) {
+            self.values.run_pending_tasks();
+        }
     }
 
     /// Does now what the cache does now and then: expiry and eviction.

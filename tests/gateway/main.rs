@@ -12,9 +12,15 @@
 
 mod support;
 
+#[allow(dead_code, unreachable_pub, reason = "the tests of the store use all of it")]
+#[path = "../support/redis.rs"]
+mod redis_server;
+
 mod auth;
 mod balance;
+mod cache;
 mod headers;
 mod limits;
+mod redis;
 mod streams;
 mod targets;

@@ -27,6 +27,8 @@ use tokio::sync::mpsc;
 
 pub(crate) const AGENT: &str = "agent-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
 pub(crate) const KEY: &str = "the-key-of-team-a";
+/// Of another team, with a plan and scopes of its own: read, message.
+pub(crate) const COLLEAGUE: &str = "the-key-of-team-b";
 pub(crate) const READER: &str = "a-key-that-only-reads";
 /// How long a condition may take to come true; reached only by a failure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -55,6 +57,8 @@ pub(crate) enum Reply {
     Full(u16, Vec<(&'static str, &'static str)>, Bytes),
     /// An event stream; each item is one write. Ends when the sender is dropped, is cut when it sends `None`.
     Stream(mpsc::Receiver<Option<Bytes>>),
+    /// The same with another content type.
+    Pieces(&'static str, mpsc::Receiver<Option<Bytes>>),
     /// Reads the request and closes the connection.
     Close,
     /// Reads the request and never answers.
@@ -172,16 +176,19 @@ async fn answer(
             }
             response
         }
-        Reply::Stream(events) => {
-            let mut response = Response::new(Script::Events(events));
-            response.headers_mut().insert("content-type", "text/event-stream; charset=utf-8".parse().unwrap());
-            response
-        }
+        Reply::Stream(events) => pieces("text/event-stream; charset=utf-8", events),
+        Reply::Pieces(content_type, events) => pieces(content_type, events),
         Reply::Close => return Err(std::io::Error::other("as the script says")),
         Reply::Hang => std::future::pending().await,
     };
     response.headers_mut().insert("server", "uvicorn".parse().unwrap());
     Ok(response)
+}
+
+fn pieces(content_type: &'static str, events: mpsc::Receiver<Option<Bytes>>) -> Response<Script> {
+    let mut response = Response::new(Script::Events(events));
+    response.headers_mut().insert("content-type", content_type.parse().unwrap());
+    response
 }
 
 enum Script {
@@ -233,8 +240,9 @@ pub(crate) fn yaml(letta: &str, more: &str) -> String {
         "plans:\n  standard: { rate: { requests: 100000, per: 1s, burst: 100000 }, in_flight: 1000 }\n"
     };
     format!(
-        "listeners:\n  - address: 127.0.0.1:0\nadmin: {{ address: 127.0.0.1:0 }}\nupstreams:\n  letta:\n{letta}\nkeys:\n  - {{ id: team-a, hash: \"sha256:{}\", plan: standard, scopes: [read, message, modify, admin] }}\n  - {{ id: reader, hash: \"sha256:{}\", plan: standard, scopes: [read] }}\n{plans}{more}\n",
+        "listeners:\n  - address: 127.0.0.1:0\nadmin: {{ address: 127.0.0.1:0 }}\nupstreams:\n  letta:\n{letta}\nkeys:\n  - {{ id: team-a, hash: \"sha256:{}\", plan: standard, scopes: [read, message, modify, admin] }}\n  - {{ id: team-b, hash: \"sha256:{}\", plan: standard, scopes: [read, message] }}\n  - {{ id: reader, hash: \"sha256:{}\", plan: standard, scopes: [read] }}\n{plans}{more}\n",
         hash(KEY),
+        hash(COLLEAGUE),
         hash(READER),
     )
 }
