@@ -18,7 +18,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::super::{CertificateFiles, Settings, TlsCertificates, TlsSettings, TlsVersion};
-use super::{HANDSHAKE, Rig, TICK, WRITE, limits, read_response, read_to_close};
+use super::{HANDSHAKE, HEADER, IDLE, Rig, TICK, WRITE, limits, read_response, read_to_close};
 
 /// Certificates made for one test.
 struct Authority {
@@ -182,6 +182,31 @@ async fn a_handshake_has_its_time() {
         let took = begun.elapsed();
         assert!(took >= HANDSHAKE && took <= HANDSHAKE + TICK, "closed after {took:?}");
         assert_eq!(rig.errors(), errors);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_done_things_after_the_handshake_close_the_connection() {
+    let table: &[(&[&str], &[u8], Duration, &[&str])] = &[
+        (&["h2"], b"", HANDSHAKE, &["preface=1"]),
+        (&["h2"], b"PRI * HT", HANDSHAKE, &["preface=1"]),
+        (&["h2"], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", HEADER, &["header_timeout=1"]),
+        (&["http/1.1"], b"", IDLE, &[]),
+        (&["http/1.1"], b"GET / HT", HEADER, &["header_timeout=1"]),
+    ];
+    let mut authority = Authority::new();
+    let files = authority.issue("a", &["a.test"]);
+    for (alpn, bytes, expected, errors) in table {
+        let rig = Rig::new(Some(tls(vec![files.clone()])));
+        let config = Arc::new(authority.client(&rustls::version::TLS13, alpn));
+        let mut stream = connect(&rig, &config, "a.test").await.unwrap();
+        let begun = Instant::now();
+        stream.write_all(bytes).await.unwrap();
+        read_to_close(&mut stream).await;
+        let took = begun.elapsed();
+        let name = String::from_utf8_lossy(bytes);
+        assert!(took >= *expected && took <= *expected + TICK, "{alpn:?} {name:?}: closed after {took:?}");
+        assert_eq!(rig.errors(), *errors, "{alpn:?} {name:?}");
     }
 }
 
