@@ -1,6 +1,6 @@
 //! Listeners and the admin listener: addresses that can all be bound, certificates that can be read.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::{Check, HOUR, MILLISECOND};
@@ -134,7 +134,30 @@ impl Check {
 
 /// Whether the second could not be bound after the first. Port 0 is another one each time.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
-    let same_ip = one.ip() == other.ip()
-        || (one.is_ipv4() == other.is_ipv4() && (one.ip().is_unspecified() || other.ip().is_unspecified()));
+    // the any-address of IPv6 takes IPv4 too
+    let covers = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+    let same_ip = one.ip() == other.ip() || covers(one.ip(), other.ip()) || covers(other.ip(), one.ip());
     one.port() != 0 && one.port() == other.port() && same_ip
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_overlap_where_the_second_could_not_be_bound() {
+        for (one, other, expected) in [
+            ("0.0.0.0:1", "127.0.0.1:1", true),
+            ("127.0.0.1:1", "127.0.0.2:1", false),
+            ("[::]:1", "[::1]:1", true),
+            ("[::]:1", "0.0.0.0:1", true),
+            ("[::]:1", "127.0.0.1:1", true),
+            ("[::1]:1", "0.0.0.0:1", false),
+            ("0.0.0.0:1", "0.0.0.0:2", false),
+            ("0.0.0.0:0", "0.0.0.0:0", false),
+        ] {
+            let (one, other) = (one.parse().unwrap(), other.parse().unwrap());
+            assert_eq!((overlap(one, other), overlap(other, one)), (expected, expected), "{one} {other}");
+        }
+    }
 }
