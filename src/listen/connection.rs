@@ -29,7 +29,7 @@ use super::{Peer, Service, Stop};
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// TLS bytes held for a client that does not take them.
-const TLS_BUFFER: usize = 32 * 1024;
+const TLS_BUFFER: usize = 16 * 1024;
 
 /// What a connection is made of besides its socket.
 pub(super) struct Connection<S> {

@@ -80,7 +80,8 @@ impl Live {
     }
 
     /// Serves connections accepted from now on by `settings` (all but the address), certificates read anew. On an
-    /// error all stays as it is.
+    /// error all stays as it is. The kernel's own patience with unconfirmed bytes stays what it was when the socket was
+    /// bound.
     pub fn reload(&self, settings: &Settings, metrics: &Metrics) -> Result<(), TlsError> {
         self.shape.store(Arc::new(shape(settings, &self.tickets, &self.address, metrics)?));
         Ok(())
@@ -93,16 +94,18 @@ fn shape(
     address: &str,
     metrics: &Metrics,
 ) -> Result<Shape, TlsError> {
+    let mut expiry = Vec::new();
     let tls = match &settings.tls {
         None => None,
         Some(tls) => {
             let certificates = TlsCertificates::load(tls)?;
-            metrics.forget_certificates(address);
-            for (name, ends) in certificates.expiry() {
-                metrics.certificate_expiry(address, name, ends);
-            }
+            expiry.extend(certificates.expiry().map(|(name, ends)| (name.to_owned(), ends)));
             Some(tls::server_config(tls, certificates, Arc::clone(tickets))?)
         }
     };
+    metrics.forget_certificates(address);
+    for (name, ends) in expiry {
+        metrics.certificate_expiry(address, &name, ends);
+    }
     Ok(Shape::new(settings.limits.clone(), tls))
 }

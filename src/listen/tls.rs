@@ -9,7 +9,6 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::pem::PemObject;
@@ -38,7 +37,8 @@ pub struct TlsCertificates {
 }
 
 impl TlsCertificates {
-    /// Reads and checks every certificate that `settings` name.
+    /// Reads and checks every certificate that `settings` name. One that has expired is served: whether its clients
+    /// mind is theirs to say, and [`Self::expiry`] tells.
     pub fn load(settings: &TlsSettings) -> Result<Self, TlsError> {
         let provider = aws_lc_rs::default_provider();
         let mut certificates = Self { by_name: HashMap::new(), all: Vec::new(), expiry: Vec::new() };
@@ -70,10 +70,6 @@ impl TlsCertificates {
                 }
                 error => TlsError { file: key_file.clone(), problem: Problem::BadKey(error.to_string()) },
             })?);
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        if i64::try_from(now).is_ok_and(|now| ends <= now) {
-            tracing::warn!(file = %cert_file.display(), ended = ends, "the certificate has expired: clients will refuse it");
-        }
         let label = names.first().cloned().unwrap_or_else(|| cert_file.display().to_string());
         match self.expiry.iter_mut().find(|(name, _)| *name == label) {
             Some((_, earlier)) => *earlier = ends.min(*earlier),

@@ -146,7 +146,7 @@ async fn what_outlives_the_drain_is_cut_off() {
     running.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     eventually("the request runs", || served.world.served.load(Ordering::SeqCst) == 1).await;
     assert_eq!(served.stop.finish(Duration::from_millis(20)).await, 1);
-    assert_eq!(read_to_close(&mut running).await, b"");
+    assert_eq!(tokio::time::timeout(BOUND, read_to_close(&mut running)).await.expect("it lives on"), b"");
     assert_eq!(served.world.alive.load(Ordering::SeqCst), 0);
     assert_eq!(errors(&served.metrics), ["drain_deadline=1"]);
 }
