@@ -18,6 +18,9 @@ use crate::error::Error;
 
 pub use request::RequestBody;
 
+/// A request on its way through the pipeline: in one place, for it is handed from step to step.
+pub type Request = Box<http::Request<RequestBody>>;
+
 /// A response on its way to the client.
 pub type Response = http::Response<Body>;
 

@@ -9,10 +9,10 @@ use std::net::IpAddr;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION, TRANSFER_ENCODING};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
+use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 use http_body::Body as _;
 
-use crate::body::{RequestBody, Response};
+use crate::body::{Request, Response};
 use crate::cache::{self, Forward};
 use crate::error::Error;
 use crate::letta::headers::client_may_set;
@@ -29,14 +29,14 @@ const X_API_REQUEST_LOG_ID: HeaderName = HeaderName::from_static("x-api-request-
 
 /// A request as Letta may see it.
 pub struct Outbound {
-    request: Request<RequestBody>,
+    request: Request,
     route: &'static Route,
     subject: Option<Box<str>>,
 }
 
 impl Outbound {
     /// The request, its route, and what its path names.
-    pub fn into_parts(self) -> (Request<RequestBody>, &'static Route, Option<Box<str>>) {
+    pub fn into_parts(self) -> (Request, &'static Route, Option<Box<str>>) {
         (self.request, self.route, self.subject)
     }
 }
@@ -65,16 +65,14 @@ impl Hygiene {
 
 impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
     async fn call(&self, forward: Forward, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let cache::Parts { request, peer, route, subject, key: _ } = forward.into_parts();
-        let (mut head, body) = request.into_parts();
-        prepare(&mut head.headers, self.credentials.as_ref(), &peer, &record.request_id);
-        record.request_bytes = body.size_hint().exact().unwrap_or(0);
-        let body = body.within(self.max_body)?;
-        let host = head.headers.get(HOST).cloned();
-        let mut request = Request::new(body);
-        *request.method_mut() = head.method;
-        *request.uri_mut() = head.uri;
-        *request.headers_mut() = head.headers;
+        let cache::Parts { mut request, peer, route, subject, key: _ } = forward.into_parts();
+        prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
+        *request.version_mut() = Version::HTTP_11;
+        // an upgrade would be one to hyper's client too
+        request.extensions_mut().clear();
+        record.request_bytes = request.body().size_hint().exact().unwrap_or(0);
+        *request.body_mut() = std::mem::take(request.body_mut()).within(self.max_body)?;
+        let host = request.headers().get(HOST).cloned();
         let mut response = next.handle(Outbound { request, route, subject }, record).await?;
         let headers = response.headers_mut();
         end_hop(headers);
@@ -87,11 +85,7 @@ impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
 /// Makes a request's headers ready for a replica.
 fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Peer, request_id: &HeaderValue) {
     end_hop(headers);
-    let refused: Vec<HeaderName> =
-        headers.keys().filter(|name| **name == EXPECT || !client_may_set(name)).cloned().collect();
-    for name in refused {
-        headers.remove(name);
-    }
+    remove_all(headers, |name| *name == EXPECT || !client_may_set(name));
     rejoin_cookies(headers);
     if let Some(credentials) = credentials {
         headers.insert(AUTHORIZATION, credentials.clone());
@@ -124,8 +118,12 @@ fn end_hop(headers: &mut HeaderMap) {
         // RFC 9112 §6.3: the transfer coding wins over a length beside it
         headers.remove(CONTENT_LENGTH);
     }
-    let hop: Vec<HeaderName> = headers.keys().filter(|name| is_hop_by_hop(name)).cloned().collect();
-    for name in hop {
+    remove_all(headers, is_hop_by_hop);
+}
+
+/// Removes what `is_out`, one after the other: it is seldom more than one name, and then nothing is collected.
+fn remove_all(headers: &mut HeaderMap, is_out: impl Fn(&HeaderName) -> bool) {
+    while let Some(name) = headers.keys().find(|name| is_out(name)).cloned() {
         headers.remove(name);
     }
 }

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
+use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::time::Instant;
 
-use crate::body::{Body, Response};
+use crate::body::{Body, Request, RequestBody, Response};
 use crate::error::{Error, Refusal, whole_seconds};
 use crate::listen::Peer;
 use crate::step::Handle;
@@ -35,7 +35,7 @@ const LONGEST_WORTH_WAITING: u64 = 60;
 
 /// A request as the listener handed it over.
 pub struct Received {
-    pub request: Request<Incoming>,
+    pub request: Request,
     pub peer: Peer,
 }
 
@@ -54,10 +54,11 @@ impl<Next: Handle<Received>> Recorder<Next> {
     }
 
     /// Answers `request`, whatever happens.
-    pub async fn answer(&self, request: Request<Incoming>, peer: Peer) -> Response {
+    pub async fn answer(&self, request: http::Request<Incoming>, peer: Peer) -> Response {
         let id = self.ids.of(&request);
         let method = request.method().clone();
-        let mut record = Record::new(self.sink.clone(), id, peer.address.ip(), method, request.version());
+        let mut record = Box::new(Record::new(self.sink.clone(), id, peer.address.ip(), method, request.version()));
+        let request = Box::new(request.map(RequestBody::incoming));
         let mut response = match self.next.handle(Received { request, peer }, &mut record).await {
             Ok(response) => response,
             Err(error) => {
@@ -69,7 +70,7 @@ impl<Next: Handle<Received>> Recorder<Next> {
         response.headers_mut().insert(X_REQUEST_ID, record.request_id.clone());
         (self.grant_origin)(record.origin.as_ref(), response.headers_mut());
         record.responded = Some(Instant::now());
-        response.map(|body| body.watched(Box::new(record)))
+        response.map(|body| body.watched(record))
     }
 }
 
@@ -148,7 +149,7 @@ impl RequestIds {
         Self { process: u64::from_le_bytes(seed), next: AtomicU64::new(0) }
     }
 
-    fn of<B>(&self, request: &Request<B>) -> HeaderValue {
+    fn of<B>(&self, request: &http::Request<B>) -> HeaderValue {
         if let Some(id) = request.headers().get(X_REQUEST_ID)
             && (1..=LONGEST_REQUEST_ID).contains(&id.len())
             && id.as_bytes().iter().all(u8::is_ascii_graphic)

@@ -7,10 +7,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Method, Request};
+use http::Method;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
-use crate::body::{RequestBody, Response};
+use crate::body::{Request, Response};
 use crate::error::Error;
 use crate::hygiene::Outbound;
 use crate::letta::routes::Route;
@@ -19,7 +19,7 @@ use crate::telemetry::{Metrics, Record};
 
 /// One attempt at a request. `request` is taken when it is sent, and put back if it was not after all.
 pub struct Attempt<'a> {
-    pub request: &'a mut Option<Request<RequestBody>>,
+    pub request: &'a mut Option<Request>,
     pub route: &'static Route,
     /// What the path names: same agent, same replica.
     pub subject: Option<&'a str>,
@@ -125,12 +125,12 @@ where
 }
 
 /// A copy to send again once the first may have been read: of idempotent requests without a body alone.
-fn spare(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
+fn spare(request: &Request) -> Option<Request> {
     if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
         return None;
     }
     let body = request.body().again()?;
-    let mut copy = Request::new(body);
+    let mut copy = Box::new(http::Request::new(body));
     *copy.method_mut() = request.method().clone();
     *copy.uri_mut() = request.uri().clone();
     *copy.headers_mut() = request.headers().clone();

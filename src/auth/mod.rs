@@ -11,10 +11,9 @@ mod tests;
 
 use std::sync::Arc;
 
-use http::{HeaderMap, Request};
-use hyper::body::Incoming;
+use http::HeaderMap;
 
-use crate::body::Response;
+use crate::body::{Request, Response};
 use crate::error::Error;
 use crate::letta::routes::{Route, Scope};
 use crate::listen::Peer;
@@ -31,7 +30,7 @@ pub struct Admitted {
 
 /// What is known of an admitted request.
 pub struct Parts {
-    pub request: Request<Incoming>,
+    pub request: Request,
     pub peer: Peer,
     pub route: &'static Route,
     /// The agent, conversation, run … the path names.
@@ -41,7 +40,7 @@ pub struct Parts {
 }
 
 impl Admitted {
-    pub fn request(&self) -> &Request<Incoming> {
+    pub fn request(&self) -> &Request {
         &self.parts.request
     }
 

@@ -1,7 +1,7 @@
 //! What an answer is found by: SHA-256 over who may have it, the agent, and the message.
 
 use http::HeaderName;
-use http::request::Parts;
+use http::Request;
 use sha2::{Digest, Sha256};
 
 use super::Scope;
@@ -15,7 +15,7 @@ const VERSION: &[u8] = b"letta-gateway cache 1";
 /// experiments) or matter to streams only (the version of the official client).
 const TELLING: [HeaderName; 1] = [HeaderName::from_static("x-project-id")];
 
-pub(super) fn key(scope: Scope, key_id: &str, agent: &str, request: &Parts, message: &Canonical) -> Key {
+pub(super) fn key<B>(scope: Scope, key_id: &str, agent: &str, request: &Request<B>, message: &Canonical) -> Key {
     let mut hash = Sha256::new();
     field(&mut hash, VERSION);
     match scope {
@@ -26,9 +26,9 @@ pub(super) fn key(scope: Scope, key_id: &str, agent: &str, request: &Parts, mess
         Scope::Shared => field(&mut hash, b"shared"),
     }
     field(&mut hash, agent.as_bytes());
-    field(&mut hash, request.uri.query().unwrap_or_default().as_bytes());
+    field(&mut hash, request.uri().query().unwrap_or_default().as_bytes());
     for name in &TELLING {
-        let mut values = request.headers.get_all(name).iter().peekable();
+        let mut values = request.headers().get_all(name).iter().peekable();
         if values.peek().is_some() {
             field(&mut hash, name.as_str().as_bytes());
             values.for_each(|value| field(&mut hash, value.as_bytes()));

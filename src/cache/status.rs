@@ -1,6 +1,6 @@
 //! What a response tells of the cache: `Cache-Status` (RFC 9211) and `Age` (RFC 9111 §5.1).
 //!
-//! `Age` is on answers that were kept, and on those only: it says that the answer was not made for this request.
+//! Both are on every answer the cache could have kept; an answer Letta has just given is of age 0.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -62,6 +62,7 @@ impl Forwarded {
 
     pub(super) fn tell(self, headers: &mut HeaderMap) {
         headers.append(CACHE_STATUS, self.value());
+        headers.insert(AGE, HeaderValue::from_static("0"));
     }
 }
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
-use http::{HeaderMap, Request, request};
 
 use super::agents::Agents;
 use super::directives::Directives;
@@ -15,7 +15,7 @@ use super::{Scope, Settings};
 use crate::auth;
 use crate::auth::key::Key;
 use crate::body::request::Read;
-use crate::body::{Body, RequestBody, Response};
+use crate::body::{Body, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::message::canonical;
 use crate::letta::routes::{Route, Sends};
@@ -36,7 +36,7 @@ pub struct Forward {
 
 /// What is known of a request that Letta is to answer.
 pub struct Parts {
-    pub request: Request<RequestBody>,
+    pub request: Request,
     pub peer: Peer,
     pub route: &'static Route,
     /// The agent, conversation, run … the path names.
@@ -76,7 +76,7 @@ pub(super) enum Looked {
     /// It has the answer.
     Hit { response: Response, request_bytes: u64 },
     /// Letta is to answer; `then` is for its answer.
-    Forward { request: Request<RequestBody>, then: Then },
+    Forward { request: Request, then: Then },
 }
 
 /// What to do with Letta's answer.
@@ -121,31 +121,34 @@ impl Cache {
     }
 
     /// Looks for the answer to `request`, which sends a message to `agent` with the key `key_id`.
-    pub(super) async fn look(&self, request: Request<RequestBody>, agent: &str, key_id: &str) -> Result<Looked, Error> {
-        let (parts, body) = request.into_parts();
-        let asked = Directives::of(&parts.headers);
-        let forward = |parts: request::Parts, body: RequestBody, why: Forwarded, under: Option<store::Key>| {
+    pub(super) async fn look(&self, mut request: Request, agent: &str, key_id: &str) -> Result<Looked, Error> {
+        let asked = Directives::of(request.headers());
+        let forward = |request: Request, why: Forwarded, under: Option<store::Key>| {
             if asked.only_if_cached {
                 return Err(Error::NotKept);
             }
             let keeping = under.map(|key| self.keeping(key));
-            Ok(Looked::Forward { request: Request::from_parts(parts, body), then: Then { why, keeping } })
+            Ok(Looked::Forward { request, then: Then { why, keeping } })
         };
         if asked.no_store {
-            return forward(parts, body, Forwarded::Request, None);
+            return forward(request, Forwarded::Request, None);
         }
-        if !is_plain_json(&parts.headers) {
-            return forward(parts, body, Forwarded::NotJson, None);
+        if !is_plain_json(request.headers()) {
+            return forward(request, Forwarded::NotJson, None);
         }
-        let bytes = match body.read(LONGEST_MESSAGE).await? {
+        let bytes = match std::mem::take(request.body_mut()).read(LONGEST_MESSAGE).await? {
             Read::Whole(bytes) => bytes,
-            Read::Longer(body) => return forward(parts, body, Forwarded::TooLong, None),
+            Read::Longer(body) => {
+                *request.body_mut() = body;
+                return forward(request, Forwarded::TooLong, None);
+            }
         };
+        *request.body_mut() = RequestBody::whole(bytes.clone());
         let message = match canonical(&bytes) {
             Ok(message) => message,
-            Err(why) => return forward(parts, RequestBody::whole(bytes), Forwarded::NotCacheable(why), None),
+            Err(why) => return forward(request, Forwarded::NotCacheable(why), None),
         };
-        let key = key(self.inner.scope, key_id, agent, &parts, &message);
+        let key = key(self.inner.scope, key_id, agent, &request, &message);
         let why = if asked.no_cache {
             Forwarded::Request
         } else {
@@ -158,7 +161,7 @@ impl Cache {
                 Err(_) => Forwarded::Unavailable,
             }
         };
-        forward(parts, RequestBody::whole(bytes), why, Some(key))
+        forward(request, why, Some(key))
     }
 
     /// The kept answer, unless it is too old for the configuration or for what is asked.
@@ -189,7 +192,6 @@ fn is_plain_json(headers: &HeaderMap) -> bool {
 impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
     async fn call(&self, within: Within, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let auth::Parts { request, peer, route, subject, key } = within.into_parts();
-        let request = request.map(RequestBody::incoming);
         // a message without a key does not get here; if it did, it would have no scope to share answers in
         let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
             return next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await;

@@ -1,11 +1,10 @@
 //! The limits step: admits, tells how much is left, and holds the place in flight until the response has ended.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Request};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::{Left, Limits};
 use crate::auth::{Admitted, Parts};
-use crate::body::Response;
+use crate::body::{Request, Response};
 use crate::error::{Error, whole_seconds};
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
@@ -20,7 +19,7 @@ pub struct Within {
 }
 
 impl Within {
-    pub fn request(&self) -> &Request<Incoming> {
+    pub fn request(&self) -> &Request {
         &self.parts.request
     }
 

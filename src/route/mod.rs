@@ -12,9 +12,8 @@ mod tests;
 use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, Method, Request};
-use hyper::body::Incoming;
 
-use crate::body::Response;
+use crate::body::{self, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::listen::Peer;
@@ -27,14 +26,14 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// A request whose target is known and canonical.
 pub struct Routed {
-    request: Request<Incoming>,
+    request: body::Request,
     peer: Peer,
     route: &'static Route,
     subject: Option<Box<str>>,
 }
 
 impl Routed {
-    pub fn request(&self) -> &Request<Incoming> {
+    pub fn request(&self) -> &body::Request {
         &self.request
     }
 
@@ -43,7 +42,7 @@ impl Routed {
     }
 
     /// The request, who sent it, its route, and the id its path names.
-    pub fn into_parts(self) -> (Request<Incoming>, Peer, &'static Route, Option<Box<str>>) {
+    pub fn into_parts(self) -> (body::Request, Peer, &'static Route, Option<Box<str>>) {
         (self.request, self.peer, self.route, self.subject)
     }
 }

@@ -5,7 +5,7 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Response;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
-use crate::body::RequestBody;
+use crate::body::{Request, RequestBody};
 use crate::error::Cause;
 use crate::telemetry::metrics::{Gauged, UpstreamMetrics};
 
@@ -34,7 +34,7 @@ pub(super) struct Connection {
 /// Why there is no answer.
 pub(super) enum Unanswered {
     /// Nothing of the request was written; here it is again.
-    NotSent(Box<Request<RequestBody>>, Cause),
+    NotSent(Request, Cause),
     /// The replica closed the connection; it may have the request.
     Closed(Cause),
     /// The deadline passed.
@@ -61,11 +61,11 @@ impl Connection {
     /// Sends `request` and waits for the head of its answer until `deadline`.
     pub(super) async fn exchange(
         &mut self,
-        request: Request<RequestBody>,
+        request: Request,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
         self.alarm.move_to(deadline);
-        let mut answer = pin!(self.sender.try_send_request(request));
+        let mut answer = pin!(self.sender.try_send_request(*request));
         std::future::poll_fn(|cx| {
             let driven = drive(&mut self.driver, &mut self.closed, cx);
             // asked after the driver: its last poll may have delivered the answer

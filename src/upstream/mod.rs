@@ -125,7 +125,7 @@ impl<'a> Handle<Placed<'a>> for Upstream {
                 }
                 return Err(match failure {
                     Unanswered::NotSent(request, cause) => {
-                        *attempt.request = Some(*request);
+                        *attempt.request = Some(request);
                         Error::UpstreamClosed { upstream: upstream(), sent: false, cause }
                     }
                     Unanswered::Closed(cause) => Error::UpstreamClosed { upstream: upstream(), sent: true, cause },

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 
-use http::{Request, Response};
+use http::Response;
 use hyper::body::Incoming;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout};
@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use super::connection::{Connection, Unanswered};
 use super::{PoolSettings, Settings, Timeouts};
 use crate::balance::Endpoint;
-use crate::body::RequestBody;
+use crate::body::Request;
 use crate::error::Error;
 use crate::telemetry::metrics::UpstreamMetrics;
 
@@ -98,7 +98,7 @@ impl Pool {
 impl Lease {
     pub(super) async fn exchange(
         &mut self,
-        request: Request<RequestBody>,
+        request: Request,
         deadline: Instant,
     ) -> Result<Response<Incoming>, Unanswered> {
         self.connection.exchange(request, deadline).await
