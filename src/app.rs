@@ -160,7 +160,8 @@ impl Gateway {
         let service = step::service(move |(request, peer): (http::Request<hyper::body::Incoming>, Peer)| {
             // a request finishes with the configuration it began with
             let pipeline = shared.pipeline.load_full();
-            async move { pipeline.stack.answer(request, peer).await }
+            // in one place: the connection hands it through several hands before it is polled
+            Box::pin(async move { pipeline.stack.answer(request, peer).await })
         });
         self.tasks.spawn(listener.serve(service, self.stop.clone()));
     }

@@ -4,7 +4,7 @@
 //! another Letta user are taken off, the gateway's own are put on, the body is held to its limit. Towards the client:
 //! hop-by-hop names end, and no inner address leaves in a `Location`.
 
-use std::fmt::Write as _;
+use std::cell::RefCell;
 use std::net::IpAddr;
 
 use bytes::Bytes;
@@ -98,6 +98,10 @@ fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Pe
 
 /// Takes off what belongs to one connection only: the names `Connection` lists, then the known ones.
 fn end_hop(headers: &mut HeaderMap) {
+    // most heads have none
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         let listed: Vec<HeaderName> = headers
             .get_all(CONNECTION)
@@ -131,7 +135,8 @@ fn remove_all(headers: &mut HeaderMap, is_out: impl Fn(&HeaderName) -> bool) {
 fn is_hop_by_hop(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
-        "keep-alive"
+        "connection"
+            | "keep-alive"
             | "proxy-connection"
             | "te"
             | "trailer"
@@ -146,6 +151,9 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 
 /// HTTP/2 may send a cookie in crumbs; HTTP/1.1 takes one line (RFC 9113 §8.2.3).
 fn rejoin_cookies(headers: &mut HeaderMap) {
+    if headers.len() == headers.keys_len() {
+        return;
+    }
     let mut crumbs = headers.get_all(COOKIE).iter();
     let (Some(first), Some(second)) = (crumbs.next(), crumbs.next()) else { return };
     let mut joined = first.as_bytes().to_vec();
@@ -158,10 +166,21 @@ fn rejoin_cookies(headers: &mut HeaderMap) {
     }
 }
 
+/// `X-Forwarded-For`; the last one of each thread is kept, for a client seldom comes alone.
 fn address(client: IpAddr) -> HeaderValue {
-    let mut text = String::with_capacity(15);
-    let _ = write!(text, "{}", client.to_canonical());
-    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("unknown"))
+    thread_local! {
+        static LAST: RefCell<Option<(IpAddr, HeaderValue)>> = const { RefCell::new(None) };
+    }
+    LAST.with_borrow_mut(|last| match last {
+        Some((of, value)) if *of == client => value.clone(),
+        last => {
+            let text = client.to_canonical().to_string();
+            let value =
+                HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("unknown"));
+            *last = Some((client, value.clone()));
+            value
+        }
+    })
 }
 
 /// Brings a `Location` that names the replica, or this gateway by whatever scheme Letta believed in, to a path: no

@@ -4,7 +4,6 @@
 //! Nothing that came in as a request goes unrecorded: the [`Record`] is made before anything is checked and goes out
 //! with the response's body, or is dropped with the request when the client leaves first.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -157,8 +156,10 @@ impl RequestIds {
             return id.clone();
         }
         let count = self.next.fetch_add(1, Ordering::Relaxed);
-        let mut text = String::with_capacity(32);
-        let _ = write!(text, "{:016x}{count:016x}", self.process);
-        HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static("none"))
+        let mut text = [0; 32];
+        let id = (u128::from(self.process) << 64) | u128::from(count);
+        // 16 bytes are 32 digits
+        let _ = hex::encode_to_slice(id.to_be_bytes(), &mut text);
+        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("none"))
     }
 }

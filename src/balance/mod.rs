@@ -101,8 +101,7 @@ impl Balance {
         &self.endpoints
     }
 
-    fn pick(&self, attempt: &Attempt<'_>) -> Option<&Arc<Endpoint>> {
-        let now = Instant::now();
+    fn pick(&self, attempt: &Attempt<'_>, now: Instant) -> Option<&Arc<Endpoint>> {
         let failed = *attempt.failed;
         let well = |endpoint: &Endpoint| endpoint.is_available(now) && !failed.contains(endpoint.place);
         // A fleet that is all ill is still tried: one bad check must not make an outage.
@@ -127,7 +126,8 @@ where
     Next: Handle<Placed<'a>>,
 {
     async fn call(&self, attempt: Attempt<'a>, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let endpoint = self.pick(&attempt).ok_or(Error::NoUpstream)?;
+        // to the second is near enough for an ejection: the request's own clock will do
+        let endpoint = self.pick(&attempt, record.started).ok_or(Error::NoUpstream)?;
         record.upstream = Some(Arc::clone(&endpoint.metrics));
         let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
         let answer = next.handle(placed, record).await;

@@ -196,7 +196,8 @@ impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
         let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
             return next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await;
         };
-        let (request, then) = match self.look(request, agent, &asker.id).await? {
+        // boxed: most requests are not looked for, and theirs must not be the larger future
+        let (request, then) = match Box::pin(self.look(request, agent, &asker.id)).await? {
             Looked::Hit { response, request_bytes } => {
                 record.request_bytes = request_bytes;
                 self.tell(CacheResult::Hit, record);

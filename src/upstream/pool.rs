@@ -56,7 +56,8 @@ impl Pool {
     pub(super) async fn lease(self: &Arc<Self>, fresh: bool) -> Result<Lease, Error> {
         let slot = match Arc::clone(&self.slots).try_acquire_owned() {
             Ok(slot) => slot,
-            Err(_) => match timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned()).await {
+            // boxed, like the dial below: what is seldom waited for must not make every request's future larger
+            Err(_) => match Box::pin(timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned())).await {
                 Ok(Ok(slot)) => slot,
                 Ok(Err(_)) | Err(_) => return Err(Error::UpstreamBusy { upstream: self.authority.to_string() }),
             },
@@ -72,7 +73,7 @@ impl Pool {
                 }
             }
         }
-        match Connection::open(&self.authority, self.timeouts.connect, &self.metrics).await {
+        match Box::pin(Connection::open(&self.authority, self.timeouts.connect, &self.metrics)).await {
             Ok(connection) => Ok(lease(connection)),
             Err(cause) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
         }

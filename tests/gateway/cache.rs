@@ -50,7 +50,7 @@ async fn a_hit_does_not_reach_letta() {
     let a = counting().await;
     let proxy = gateway(&[&a], ALL).await;
     let miss = say(&proxy, HELLO).await;
-    assert_eq!((miss.status, status(&miss), miss.header("age")), (200, MISS, None));
+    assert_eq!((miss.status, status(&miss), miss.header("age")), (200, MISS, Some("0")));
     for _ in 0..3 {
         let hit = say(&proxy, HELLO).await;
         assert!(is_hit(&hit), "{hit:?}");
