@@ -210,6 +210,9 @@ impl Gateway {
         });
         match result {
             Ok((new, pipeline)) => {
+                for warning in &new.warnings {
+                    tracing::warn!(%warning, "configuration");
+                }
                 for what in config::needs_restart(old, &new) {
                     tracing::warn!(what, "changed in the configuration, but takes a restart");
                 }

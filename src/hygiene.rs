@@ -27,6 +27,9 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 /// Letta stores it with each step of a run (`services/step_manager.py`).
 const X_API_REQUEST_LOG_ID: HeaderName = HeaderName::from_static("x-api-request-log-id");
 
+/// The Host of a request that came without one.
+const NO_HOST: HeaderValue = HeaderValue::from_static("letta");
+
 /// A request as Letta may see it.
 pub struct Outbound {
     request: Request,
@@ -73,6 +76,10 @@ impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
         record.request_bytes = request.body().size_hint().exact().unwrap_or(0);
         *request.body_mut() = std::mem::take(request.body_mut()).within(self.max_body)?;
         let host = request.headers().get(HOST).cloned();
+        if host.is_none() {
+            // HTTP/1.0 may leave it out, HTTP/1.1 to the replica may not
+            request.headers_mut().insert(HOST, NO_HOST);
+        }
         let mut response = next.handle(Outbound { request, route, subject }, record).await?;
         let headers = response.headers_mut();
         end_hop(headers);
@@ -102,7 +109,8 @@ fn end_hop(headers: &mut HeaderMap) {
     if !headers.keys().any(is_hop_by_hop) {
         return;
     }
-    if headers.contains_key(CONNECTION) {
+    let usual = |value: &HeaderValue| value.is_empty() || value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
+    if !headers.get_all(CONNECTION).iter().all(usual) {
         let listed: Vec<HeaderName> = headers
             .get_all(CONNECTION)
             .iter()
@@ -115,7 +123,6 @@ fn end_hop(headers: &mut HeaderMap) {
         for name in listed {
             headers.remove(name);
         }
-        headers.remove(CONNECTION);
     }
     let chunked = headers.contains_key(TRANSFER_ENCODING);
     if chunked {
