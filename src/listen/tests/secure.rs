@@ -187,7 +187,9 @@ async fn a_handshake_has_its_time() {
 
 #[tokio::test(start_paused = true)]
 async fn half_done_things_after_the_handshake_close_the_connection() {
-    let table: &[(&[&str], &[u8], Duration, &[&str])] = &[
+    /// What ALPN says, the bytes sent, when the connection closes, the errors counted.
+    type Row = (&'static [&'static str], &'static [u8], Duration, &'static [&'static str]);
+    let table: &[Row] = &[
         (&["h2"], b"", HANDSHAKE, &["preface=1"]),
         (&["h2"], b"PRI * HT", HANDSHAKE, &["preface=1"]),
         (&["h2"], b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0", HEADER, &["header_timeout=1"]),
