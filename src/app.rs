@@ -160,8 +160,7 @@ impl Gateway {
         let service = step::service(move |(request, peer): (http::Request<hyper::body::Incoming>, Peer)| {
             // a request finishes with the configuration it began with
             let pipeline = shared.pipeline.load_full();
-            // in one place: the connection hands it through several hands before it is polled
-            Box::pin(async move { pipeline.stack.answer(request, peer).await })
+            async move { pipeline.stack.answer(request, peer).await }
         });
         self.tasks.spawn(listener.serve(service, self.stop.clone()));
     }
