@@ -141,6 +141,24 @@ def test_a_replica_killed_under_a_message_is_told_and_the_message_is_not_sent_tw
     assert [request["replica"] for request in mortal.requests(marks)] == [mortal.replicas.index(dead)]
 
 
+def test_a_conversation_whose_replica_died_is_freed_by_a_cancel(connect, own_gateway, agent, mortal):
+    """Letta's lock outlives the replica that held it: until then the conversation answers 409, on every replica."""
+    client = connect(own_gateway.url)
+    conversation = client.call("conversations.create", agent_id=agent.id).value["id"]
+    marks = mortal.mark()
+    text = "[[tokens=200]] [[rate=10]]"
+    stream = client.call("conversations.messages.create", conversation, messages=user(text), stream_tokens=True)
+    run = stream.until("assistant_message")["run_id"]
+    serving(mortal, marks).kill()
+    with pytest.raises(Refused):
+        list(stream)
+    with pytest.raises(Refused) as refused:
+        list(client.call("conversations.messages.create", conversation, messages=user("go on")))
+    assert (refused.value.name, refused.value.body["run_id"]) == ("ConflictError", run)
+    assert client.call("conversations.cancel", conversation).value == {run: "cancelled"}
+    assert words(list(client.call("conversations.messages.create", conversation, messages=user("go on")))) == "echo: go on"
+
+
 def test_an_agents_messages_stay_with_one_replica(connect, own_gateway, agent, letta):
     client = connect(own_gateway.url)
     marks = letta.mark()
