@@ -64,9 +64,7 @@ impl<Next: Handle<Received>> Step<Received, Next> for Cors {
             return Ok(response);
         }
         if record.origin.is_none() {
-            return Err(Error::BadHeader(
-                "the Origin may not use this gateway from a browser: `cors.origins` names others",
-            ));
+            return Err(Error::OriginRefused);
         }
         Ok(preflight(received.request.headers()))
     }

@@ -40,6 +40,8 @@ pub enum Error {
     KeyUnknown,
     /// Two different keys came with one request.
     KeyConflict,
+    /// The browser's origin may not use the gateway.
+    OriginRefused,
     /// The key's scopes do not cover the route.
     ScopeMissing { needed: &'static str },
     /// A limit of the key's plan refused the request.
@@ -123,6 +125,7 @@ impl Error {
             Self::KeyMissing => "policy_key_missing",
             Self::KeyUnknown => "policy_key_unknown",
             Self::KeyConflict => "policy_key_conflict",
+            Self::OriginRefused => "policy_origin",
             Self::ScopeMissing { .. } => "policy_scope_missing",
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => "policy_rate_limited",
@@ -155,9 +158,12 @@ impl Error {
             | Self::NoSuchRoute
             | Self::MethodNotAllowed { .. }
             | Self::NotKept => Side::Client,
-            Self::KeyMissing | Self::KeyUnknown | Self::KeyConflict | Self::ScopeMissing { .. } | Self::Limited(_) => {
-                Side::Policy
-            }
+            Self::KeyMissing
+            | Self::KeyUnknown
+            | Self::KeyConflict
+            | Self::OriginRefused
+            | Self::ScopeMissing { .. }
+            | Self::Limited(_) => Side::Policy,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
@@ -182,7 +188,7 @@ impl Error {
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
-            Self::ScopeMissing { .. } => StatusCode::FORBIDDEN,
+            Self::OriginRefused | Self::ScopeMissing { .. } => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout { .. } | Self::NotKept => StatusCode::GATEWAY_TIMEOUT,
@@ -212,6 +218,7 @@ impl Error {
             | Self::KeyMissing
             | Self::KeyUnknown
             | Self::KeyConflict
+            | Self::OriginRefused
             | Self::ScopeMissing { .. }
             | Self::Limited(_)
             | Self::NotKept
@@ -239,6 +246,7 @@ impl fmt::Display for Error {
             Self::KeyMissing => f.write_str("no API key: send `Authorization: Bearer <key>`"),
             Self::KeyUnknown => f.write_str("the API key is not known to this gateway"),
             Self::KeyConflict => f.write_str("two different API keys in one request: send one"),
+            Self::OriginRefused => f.write_str("this origin may not use the gateway from a browser"),
             Self::ScopeMissing { needed } => {
                 write!(f, "the API key may not use this route: it needs the scope `{needed}`")
             }
@@ -254,23 +262,22 @@ impl fmt::Display for Error {
             },
             Self::NotKept => f.write_str("no kept answer will do, and the request asks for no other (only-if-cached)"),
             Self::NoUpstream => f.write_str("no Letta replica can take the request now"),
-            Self::UpstreamConnect { upstream, .. } => {
-                write!(f, "Letta replica {upstream} cannot be reached; the request was not sent")
+            Self::UpstreamConnect { .. } => {
+                f.write_str("the Letta replica cannot be reached; the request was not sent")
             }
-            Self::UpstreamBusy { upstream } => {
-                write!(f, "every connection to Letta replica {upstream} is in use; the request was not sent")
+            Self::UpstreamBusy { .. } => {
+                f.write_str("every connection to the Letta replica is in use; the request was not sent")
             }
-            Self::UpstreamClosed { upstream, sent: false, .. } => {
-                write!(f, "Letta replica {upstream} closed the connection; the request was not sent")
+            Self::UpstreamClosed { sent: false, .. } => {
+                f.write_str("the Letta replica closed the connection; the request was not sent")
             }
-            Self::UpstreamClosed { upstream, sent: true, .. } => write!(
-                f,
-                "Letta replica {upstream} closed the connection without an answer; it may have executed the request"
+            Self::UpstreamClosed { sent: true, .. } => f.write_str(
+                "the Letta replica closed the connection before its answer was whole; it may have executed the request",
             ),
-            Self::UpstreamTimeout { upstream, after } => write!(
+            Self::UpstreamTimeout { after, .. } => write!(
                 f,
-                "Letta replica {upstream} did not answer within {} s; it may be at work on the request still",
-                after.as_secs()
+                "the Letta replica said nothing for {} s; it may be at work on the request still",
+                after.as_secs_f64()
             ),
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
             Self::Draining => f.write_str("the gateway is shutting down"),

@@ -106,13 +106,20 @@ impl Endpoint {
     /// What an active check found, once it has found it often enough in a row. True if that is news.
     pub(super) fn checked(&self, well: bool) -> bool {
         let news = self.health.checked_well.swap(well, Ordering::Relaxed) != well;
-        if well {
+        if news && well {
             self.health.ejected_until.store(0, Ordering::Relaxed);
             self.health.failures.store(0, Ordering::Relaxed);
         } else if news {
             self.metrics.ejections.inc();
         }
         news
+    }
+
+    /// Lets an ejection that is going on last until `until` at least.
+    pub(super) fn hold_out(&self, until: Instant) {
+        if self.is_ejected(Instant::now()) {
+            self.health.ejected_until.fetch_max(milliseconds(until), Ordering::Relaxed);
+        }
     }
 
     /// Brings the gauge up to date: an ejection ends without an event.
@@ -174,13 +181,32 @@ mod tests {
     }
 
     #[test]
-    fn a_check_that_passes_ends_an_ejection() {
+    fn a_check_that_passes_all_the_time_does_not_end_an_ejection() {
         let (endpoint, now) = (endpoint(), Instant::now());
         for _ in 0..3 {
             endpoint.failed(&EJECTION, true, now);
         }
-        assert!(!endpoint.is_available(now));
         assert!(!endpoint.checked(true), "its checks never failed: no news");
+        assert!(!endpoint.is_available(now), "it answers checks, and 503 to everything else");
+    }
+
+    #[test]
+    fn an_ejection_lasts_while_checks_fail_and_ends_with_one_that_passes() {
+        let (endpoint, now) = (endpoint(), Instant::now());
+        for _ in 0..3 {
+            endpoint.failed(&EJECTION, true, now);
+        }
+        endpoint.hold_out(now + Duration::from_secs(60));
+        assert!(!endpoint.is_available(now + Duration::from_secs(59)));
+        assert!(endpoint.checked(false));
+        assert!(endpoint.checked(true));
+        assert!(endpoint.is_available(now));
+    }
+
+    #[test]
+    fn a_check_that_fails_ejects_nobody_by_itself() {
+        let (endpoint, now) = (endpoint(), Instant::now());
+        endpoint.hold_out(now + Duration::from_secs(60));
         assert!(endpoint.is_available(now));
     }
 }

@@ -13,19 +13,17 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::{Endpoint, HealthCheck};
 
 /// Checks `endpoint` until this future is dropped.
 pub async fn watch(endpoint: Arc<Endpoint>, check: HealthCheck) -> Infallible {
-    let (mut well, mut ill) = (0_u32, 0_u32);
-    // apart from its neighbours, so that one gateway's checks do not come in a volley
-    tokio::time::sleep(jitter(&endpoint, check.interval)).await;
-    let mut ticks = tokio::time::interval(check.interval);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // the first check decides alone: nothing is known yet that it could contradict
+    let (mut well, mut ill) = (check.healthy_after, check.unhealthy_after);
+    // the later ones stand apart from the neighbours', so that one gateway's checks do not come in a volley
+    let mut next = Instant::now() + check.interval + jitter(&endpoint, check.interval);
     loop {
-        ticks.tick().await;
         let found = timeout(check.timeout, ask(&endpoint.authority, &check.path)).await;
         let problem = match found {
             Ok(Ok(status)) if status.is_success() => None,
@@ -42,12 +40,16 @@ pub async fn watch(endpoint: Arc<Endpoint>, check: HealthCheck) -> Infallible {
             }
             Some(problem) => {
                 (well, ill) = (0, ill.saturating_add(1));
+                // no way back on time alone for a replica that is still out
+                endpoint.hold_out(Instant::now() + check.interval * 2);
                 if ill >= check.unhealthy_after && endpoint.checked(false) {
                     tracing::warn!(upstream = %endpoint.authority, problem, "replica unhealthy");
                 }
             }
         }
         endpoint.tell(Instant::now());
+        sleep_until(next).await;
+        next = Instant::now() + check.interval;
     }
 }
 

@@ -62,7 +62,12 @@ impl Forwarded {
 
     pub(super) fn tell(self, headers: &mut HeaderMap) {
         headers.append(CACHE_STATUS, self.value());
-        headers.insert(AGE, HeaderValue::from_static("0"));
+        match self {
+            Self::Miss | Self::Unavailable | Self::Request | Self::Stale => {
+                headers.insert(AGE, HeaderValue::from_static("0"));
+            }
+            Self::TooLong | Self::NotJson | Self::NotCacheable(_) => {}
+        }
     }
 }
 

@@ -54,7 +54,8 @@ pub struct Router;
 impl<Next: Handle<Routed>> Step<Received, Next> for Router {
     async fn call(&self, received: Received, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let Received { mut request, peer } = received;
-        let Place { route, subject } = read(&mut request)?;
+        let place = read(&mut request).inspect_err(|_| record.path = Some(request.uri().path().into()));
+        let Place { route, subject } = place?;
         record.route = Some(route);
         record.subject.clone_from(&subject);
         next.handle(Routed { request, peer, route, subject }, record).await

@@ -105,6 +105,8 @@ struct Line<'a> {
     method: &'a str,
     /// The route's template, e.g. `/v1/agents/{agent_id}/messages`; left out if the path met none.
     route: Option<&'static str>,
+    /// What was asked for instead.
+    path: Option<&'a str>,
     agent: Option<&'a str>,
     conversation: Option<&'a str>,
     run: Option<&'a str>,
@@ -148,6 +150,7 @@ impl Line<'_> {
         field(line, ",\"protocol\":", self.protocol)?;
         field(line, ",\"method\":", self.method)?;
         optional(line, ",\"route\":", self.route)?;
+        optional(line, ",\"path\":", self.path)?;
         optional(line, ",\"agent\":", self.agent)?;
         optional(line, ",\"conversation\":", self.conversation)?;
         optional(line, ",\"run\":", self.run)?;
@@ -187,6 +190,7 @@ impl<'a> Line<'a> {
             },
             method: short(record.method.as_str()),
             route: record.route.map(|route| route.template),
+            path: record.path.as_deref().map(short),
             agent: subject(Subject::Agent),
             conversation: subject(Subject::Conversation),
             run: subject(Subject::Run),

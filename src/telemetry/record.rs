@@ -56,6 +56,8 @@ pub struct Record {
     pub method: Method,
     pub version: Version,
     pub route: Option<&'static Route>,
+    /// The path as it was asked for, if it met no route; without its query, which may hold secrets.
+    pub path: Option<Box<str>>,
     /// The agent, conversation, run … the path names.
     pub subject: Option<Box<str>>,
     pub key: Option<Arc<KeyMetrics>>,
@@ -91,6 +93,7 @@ impl Record {
             method,
             version,
             route: None,
+            path: None,
             subject: None,
             key: None,
             upstream: None,
