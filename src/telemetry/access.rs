@@ -233,11 +233,7 @@ fn millis(duration: Duration) -> f64 {
 
 fn short(text: &str) -> &str {
     text.get(..text.floor_char_boundary(LONGEST)).unwrap_or(text)
-
-    #[test]
-    fn no_route_has_what_json_escapes() {
-        for route in crate::letta::routes::ROUTES.iter() {
-            assert_eq!(serde_json::to_string(route.template).unwrap(), format!("\"{}\"", route.template));
-        }
-    }
 }
+
+#[cfg(test)]
+mod tests;

@@ -106,3 +106,10 @@ fn a_log_that_is_off_takes_records_and_closes_at_once() {
     drop(Record::new(sink, id, IpAddr::from([127, 0, 0, 1]), Method::GET, Version::HTTP_11));
     assert!(access.close(Duration::ZERO));
 }
+
+#[test]
+fn no_route_has_what_json_escapes() {
+    for route in crate::letta::routes::ROUTES.iter() {
+        assert_eq!(serde_json::to_string(route.template).unwrap(), format!("\"{}\"", route.template));
+    }
+}
