@@ -71,7 +71,6 @@ struct Inner {
 }
 
 /// What the cache makes of a request.
-#[expect(clippy::large_enum_variant, reason = "moved twice on the stack; a box would cost a forwarded request more")]
 pub(super) enum Looked {
     /// It has the answer.
     Hit { response: Response, request_bytes: u64 },
