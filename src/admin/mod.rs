@@ -1,7 +1,7 @@
 //! The admin listener: `/metrics`, `/livez`, `/readyz` on an address of their own.
 //!
 //! It asks nobody for a key, so its address is for the operator's network only, and it gives nothing away but counts and
-//! states. It cannot be worn down: one request a connection, [`MOST`] connections, [`LONGEST`] for each. It outlives the
+//! states. It cannot be worn down: one request a connection, `MOST` connections, `LONGEST` for each. It outlives the
 //! drain, so that a load balancer sees `/readyz` turn.
 
 mod answer;

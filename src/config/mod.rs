@@ -13,6 +13,7 @@ mod document;
 mod expand;
 mod fault;
 mod problem;
+#[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links, reason = "its comments are the JSON Schema's texts")]
 mod raw;
 mod read;
 mod schema;
