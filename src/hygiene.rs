@@ -12,8 +12,9 @@ use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HO
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 use http_body::Body as _;
 
+use crate::auth::Parts;
 use crate::body::{Request, Response};
-use crate::cache::{self, Forward};
+use crate::cache::Forward;
 use crate::error::Error;
 use crate::letta::headers::client_may_set;
 use crate::letta::routes::Route;
@@ -68,7 +69,7 @@ impl Hygiene {
 
 impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
     async fn call(&self, forward: Forward, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let cache::Parts { mut request, peer, route, subject, key: _ } = forward.into_parts();
+        let Parts { mut request, peer, route, subject, key: _ } = forward.into_parts();
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
         *request.version_mut() = Version::HTTP_11;
         // an upgrade would be one to hyper's client too

@@ -16,7 +16,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use step::{Cache, Forward, Parts};
+pub use step::{Cache, Forward};
 
 /// What the configuration says of the cache.
 #[derive(Debug, Clone, PartialEq)]

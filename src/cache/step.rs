@@ -12,15 +12,13 @@ use super::key::key;
 use super::status::{Forwarded, tell_hit};
 use super::tee::{Keeping, is_json};
 use super::{Scope, Settings};
-use crate::auth;
-use crate::auth::key::Key;
+use crate::auth::Parts;
 use crate::body::request::Read;
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::message::canonical;
 use crate::letta::routes::{Route, Sends};
 use crate::limits::Within;
-use crate::listen::Peer;
 use crate::step::{Handle, Step};
 use crate::store::{self, Entry, Store};
 use crate::telemetry::metrics::CacheResult;
@@ -32,17 +30,6 @@ const LONGEST_MESSAGE: usize = 256 * 1024;
 /// A request that Letta is to answer.
 pub struct Forward {
     parts: Parts,
-}
-
-/// What is known of a request that Letta is to answer.
-pub struct Parts {
-    pub request: Request,
-    pub peer: Peer,
-    pub route: &'static Route,
-    /// The agent, conversation, run … the path names.
-    pub subject: Option<Box<str>>,
-    /// None on the open routes.
-    pub key: Option<Arc<Key>>,
 }
 
 impl Forward {
@@ -190,7 +177,7 @@ fn is_plain_json(headers: &HeaderMap) -> bool {
 
 impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
     async fn call(&self, within: Within, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let auth::Parts { request, peer, route, subject, key } = within.into_parts();
+        let Parts { request, peer, route, subject, key } = within.into_parts();
         // a message without a key does not get here; if it did, it would have no scope to share answers in
         let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
             return next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await;
