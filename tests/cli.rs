@@ -150,7 +150,7 @@ fn wrong_usage_is_exit_code_2_and_help_is_not_wrong() {
 
 #[test]
 fn a_new_key_is_shown_once_and_what_is_printed_with_it_can_be_pasted() {
-    let (code, out, told) = run(&["keys", "create", "--id", "1.5", "--scopes", "read,message,modify,admin"]);
+    let (code, out, told) = run(&["keys", "create", "--id", "1.5", "--scopes", "read, message,modify , admin"]);
     assert_eq!((code, told.as_str()), (0, ""));
     let key = out.lines().find(|line| line.starts_with("lgw_")).unwrap();
     assert_eq!(out.matches(key).count(), 1);

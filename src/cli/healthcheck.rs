@@ -56,7 +56,9 @@ fn of_uri(uri: &Uri) -> Result<(SocketAddr, String), Failure> {
 }
 
 fn of_config(path: &Path) -> Result<SocketAddr, Failure> {
-    let unknown = |why: String| Failure::Failed(format!("{why}\nwhere to ask is not known; give --address"));
+    let unknown = |why: String| {
+        Failure::Failed(format!("{why}\nwhere to ask is not known; name the file with --config, or give --address"))
+    };
     let address = config::admin_address(path).map_err(|problems| unknown(problems.to_string()))?;
     let mut address = address.ok_or_else(|| unknown(format!("{}: there is no admin listener", path.display())))?;
     // what listens everywhere is asked here

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Read, Write};
 
+use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use sha2::{Digest, Sha256};
@@ -28,13 +29,15 @@ pub(super) struct Create {
     /// The plan whose limits hold for it
     #[arg(long, default_value = "standard")]
     plan: String,
-    /// What it may do
-    #[arg(long, value_delimiter = ',', default_value = "read,message", value_parser = ["read", "message", "modify", "admin"])]
+    /// What it may do: read, message, modify, admin
+    #[arg(long, value_delimiter = ',', default_value = "read,message", value_parser = scope())]
     scopes: Vec<String>,
     /// Prints one JSON object
     #[arg(long)]
     json: bool,
 }
+
+const SCOPES: [&str; 4] = ["read", "message", "modify", "admin"];
 
 /// More is no key.
 const MOST_BYTES: u64 = 64 * 1024;
@@ -87,6 +90,13 @@ fn random<const BYTES: usize>() -> Result<[u8; BYTES], Failure> {
     getrandom::fill(&mut bytes)
         .map_err(|error| Failure::Failed(format!("the system gives no random bytes: {error}")))?;
     Ok(bytes)
+}
+
+/// A scope's name; spaces around it are from the list it stood in.
+fn scope() -> impl TypedValueParser<Value = String> {
+    NonEmptyStringValueParser::new().map(|text| text.trim().to_owned()).try_map(|text| {
+        if SCOPES.contains(&text.as_str()) { Ok(text) } else { Err(format!("known are {}", SCOPES.join(", "))) }
+    })
 }
 
 fn key_id(text: &str) -> Result<String, &'static str> {

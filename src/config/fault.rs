@@ -95,7 +95,8 @@ fn wanted(expected: &str) -> String {
         "a string" | "string" => "text".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "u16" => format!("a whole number from 0 to {}", u16::MAX),
-        "u32" => format!("a whole number from 0 to {}", u32::MAX),
+        // each such option counts something and has a bound of its own
+        "u32" => "a whole number of at least 1".to_owned(),
         "u64" => "a whole number".to_owned(),
         "a sequence" => "a list (lines that start with \"- \")".to_owned(),
         other if other == "a map" || other.starts_with("struct ") => "a map (lines of \"key: value\")".to_owned(),

@@ -79,7 +79,7 @@ pub fn parse(text: &str, path: &Path, env: Environment<'_>) -> Result<Settings, 
     let broken = root.broken();
     match read.value {
         Some(raw) if !broken.iter().any(|path| hides_others(path)) => {
-            settings::check(raw, path, settings::Known { file, places, broken, problems })
+            settings::check(raw, path, settings::Known { file, places, broken, meant: read.meant, problems })
         }
         _ => Err(Problems::new(problems)),
     }

@@ -73,15 +73,20 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// `; did you mean "…"?` with the nearest of `known`, or else all of them.
-pub(super) fn hint(word: &str, known: &[&str]) -> String {
-    let nearest = known
+/// What of `known` was probably meant by `word`.
+pub(super) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+    known
         .iter()
         .map(|candidate| (strsim::damerau_levenshtein(word, candidate), *candidate))
         .filter(|(distance, candidate)| *distance * 5 <= candidate.chars().count().max(5) * 2)
-        .min_by_key(|(distance, _)| *distance);
-    match nearest {
-        Some((_, candidate)) => format!("; did you mean \"{candidate}\"?"),
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, candidate)| candidate)
+}
+
+/// `; did you mean "…"?` with the nearest of `known`, or else all of them.
+pub(super) fn hint(word: &str, known: &[&str]) -> String {
+    match nearest(word, known) {
+        Some(candidate) => format!("; did you mean \"{candidate}\"?"),
         None if known.is_empty() => String::new(),
         None => format!("; known are {}", known.join(", ")),
     }

@@ -10,13 +10,15 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeser
 
 use super::document::{Entry, Node, Value};
 use super::fault::Fault;
-use super::problem::{Place, Problem, hint};
+use super::problem::{Place, Problem, hint, nearest};
 
 /// What was read of a tree.
 pub(super) struct Read<T> {
     /// None: hardly anything fits.
     pub(super) value: Option<T>,
     pub(super) unknown_keys: Vec<Problem>,
+    /// The paths that unknown keys were probably meant for.
+    pub(super) meant: Vec<String>,
     /// Not empty: `value` misses what they are about.
     pub(super) misfits: Vec<Problem>,
 }
@@ -41,20 +43,23 @@ pub(super) fn read<T: DeserializeOwned>(root: &mut Node, file: &str) -> Read<T> 
         }
     };
     let mut unknown_keys: Vec<Problem> = Vec::new();
-    for (place, text) in unknown.into_inner() {
+    let mut meant = Vec::new();
+    for (place, text, path) in unknown.into_inner() {
         // every round tells them anew
         if !unknown_keys.iter().any(|told| told.place == Some(place)) {
             unknown_keys.push(Problem { file: file.to_owned(), place: Some(place), text });
+            meant.extend(path);
         }
     }
-    Read { value, unknown_keys, misfits }
+    Read { value, unknown_keys, meant, misfits }
 }
 
 fn under(path: &str, text: &str) -> String {
     if path.is_empty() { text.to_owned() } else { format!("{path}: {text}") }
 }
 
-type UnknownKeys = RefCell<Vec<(Place, String)>>;
+/// Where each stands, what to tell, and the path it was probably meant for.
+type UnknownKeys = RefCell<Vec<(Place, String, Option<String>)>>;
 
 #[derive(Clone, Copy)]
 struct Reader<'a> {
@@ -86,7 +91,11 @@ impl<'a> Reader<'a> {
         for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
             let below = if self.node.path.is_empty() { String::new() } else { format!(" under {}", self.node.path) };
             let text = format!("unknown key \"{}\"{below}{}", entry.key, hint(&entry.key, known));
-            self.unknown.borrow_mut().push((entry.place, text));
+            let meant = nearest(&entry.key, known).map(|name| match self.node.path.as_str() {
+                "" => name.to_owned(),
+                path => format!("{path}.{name}"),
+            });
+            self.unknown.borrow_mut().push((entry.place, text, meant));
         }
         let entries = entries
             .iter()

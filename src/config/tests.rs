@@ -178,6 +178,14 @@ fn unknown_words_are_told_with_the_nearest_known_one() {
 }
 
 #[test]
+fn a_misspelt_key_is_not_told_to_be_missing_as_well() {
+    let text = LEAST.replace("listeners:", "listners:").replace("url:", "ulr:");
+    let told = told(&text);
+    assert_eq!(told.lines().count(), 2, "{told}");
+    assert!(told.contains("did you mean \"listeners\"?") && told.contains("did you mean \"url\"?"), "{told}");
+}
+
+#[test]
 fn an_empty_file_is_told_all_it_lacks() {
     assert_eq!(
         told("").lines().collect::<Vec<_>>(),
@@ -240,8 +248,8 @@ log: { level: inof }
             "gateway.yaml:20:23: plans.standard.rate.requests: 0 is out of range; write 1 to 10000000",
             "gateway.yaml:20:36: plans.standard.rate.burst: 0 is out of range; write 1 to 10000000",
             "gateway.yaml:20:48: plans.standard.in_flight: 0 is out of range; write 1 to 1000000",
-            "gateway.yaml:21:19: store.redis.url: this is not a Redis URL: invalid client config (expected \
-             redis://[user:password@]host[:port][/db])",
+            "gateway.yaml:21:19: store.redis.url: this is not a Redis URL; write redis://host:port/db, or rediss://host:port/db \
+             for TLS",
             "gateway.yaml:22:10: cache.ttl: 0s is out of range; write 1s to 30d",
             "gateway.yaml:22:19: cache.max_entry: 2MiB is more than cache.max_total (1MiB); lower it",
             "gateway.yaml:23:19: cors.origins[0]: \"*\" stands for all origins; let it stand alone or leave it out",

@@ -36,6 +36,8 @@ pub(super) struct Known {
     pub(super) places: HashMap<String, Place>,
     /// The paths of what was told to be wrong, and counts as left out.
     pub(super) broken: Vec<String>,
+    /// The paths that keys told to be unknown were probably meant for.
+    pub(super) meant: Vec<String>,
     pub(super) problems: Vec<Problem>,
 }
 
@@ -165,6 +167,9 @@ impl Check {
 
     fn problem(&mut self, path: &str, text: impl fmt::Display) {
         // what is wrong because of something that was told is not told again
+        if self.known.meant.iter().any(|meant| meant == path) && !self.known.places.contains_key(path) {
+            return;
+        }
         if self.known.broken.iter().any(|broken| broken.starts_with(path) || path.starts_with(broken.as_str())) {
             return;
         }
@@ -189,7 +194,7 @@ impl Check {
     }
 
     fn required<T>(&mut self, path: &str, field: &str, value: Option<T>) -> Option<T> {
-        if value.is_none() {
+        if value.is_none() && !self.known.meant.contains(&format!("{path}.{field}")) {
             self.problem(path, format_args!("\"{field}\" is missing"));
         }
         value

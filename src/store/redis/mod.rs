@@ -50,10 +50,8 @@ impl fmt::Display for BadUrl {
 impl std::error::Error for BadUrl {}
 
 pub(super) fn check_url(url: &str) -> Result<(), BadUrl> {
-    url.into_connection_info().map(drop).map_err(|error| {
-        let detail = if error.detail().is_some() { "" } else { " (expected redis://[user:password@]host[:port][/db])" };
-        BadUrl(format!("this is not a Redis URL: {}{detail}", error.category()))
-    })
+    let told = "this is not a Redis URL; write redis://host:port/db, or rediss://host:port/db for TLS";
+    url.into_connection_info().map(drop).map_err(|_| BadUrl(told.to_owned()))
 }
 
 fn client(settings: &RedisSettings) -> Result<Client, BadUrl> {

@@ -86,7 +86,7 @@ impl Families {
             upstream_healthy: gauges(r, "upstream_healthy", "1 if the replica is in rotation", &["upstream"]),
             upstream_in_flight: gauges(r, "upstream_requests_in_flight", "Attempts in flight by replica", &["upstream"]),
             upstream_connections: gauges(r, "upstream_connections", "Open connections to the replica, idle ones included", &["upstream"]),
-            upstream_ejections: counters(r, "upstream_ejections_total", "Times the replica left rotation", &["upstream"]),
+            upstream_ejections: counters(r, "upstream_ejections_total", "Times the replica left rotation, by failed health checks or failed requests", &["upstream"]),
             upstream_connect_failures: counters(r, "upstream_connect_failures_total", "Connections to the replica that failed", &["upstream"]),
             retries: counters(r, "retries_total", "Second attempts and those not made", &["outcome"]),
             // cache and store
