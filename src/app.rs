@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Readiness, StoreState};
 use crate::balance::health;
-use crate::config::{self, Settings};
+use crate::config::{self, Fixed, Settings};
 use crate::error::Cause;
 use crate::listen::{self, Listener, Live, Peer, Stop};
 use crate::pipeline::Pipeline;
@@ -60,6 +60,9 @@ struct Shared {
     checks: ArcSwap<CancellationToken>,
     draining: AtomicBool,
     config_problem: ArcSwap<Option<String>>,
+    /// What the process was started with and a reload cannot change.
+    fixed: Fixed,
+    pending_restart: ArcSwap<Vec<&'static str>>,
 }
 
 /// Runs the gateway of `settings` until SIGTERM or SIGINT, then drains it. `path` is watched for changes.
@@ -74,7 +77,7 @@ pub async fn run(settings: Settings, path: PathBuf, diagnostics: Diagnostics) ->
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = changes.next() => {
-                if let Some(new) = gateway.reload(&current, &path, &diagnostics) {
+                if let Some(new) = gateway.reload(&path, &diagnostics) {
                     changes.follow(&new, &path);
                     current = new;
                 }
@@ -88,7 +91,10 @@ pub async fn run(settings: Settings, path: PathBuf, diagnostics: Diagnostics) ->
                 tracing::warn!("drain time is over; what was left was ended");
             }
         }
-        _ = interrupt.recv() => tracing::warn!("interrupted again; not waiting"),
+        _ = interrupt.recv() => {
+            tracing::warn!("interrupted again; not waiting");
+            gateway.drain(Duration::ZERO).await;
+        }
     }
     tracing::info!("stopped");
     Ok(())
@@ -99,7 +105,7 @@ impl Gateway {
     pub async fn start(settings: &Settings) -> Result<Self, StartError> {
         let metrics = Arc::new(crate::telemetry::Metrics::new());
         let access = AccessLog::stdout(settings.log.access, Arc::clone(&metrics));
-        let sink = Sink { metrics: Arc::clone(&metrics), access };
+        let sink = Sink::new(Arc::clone(&metrics), access);
         Self::start_with(settings, sink).await
     }
 
@@ -118,12 +124,14 @@ impl Gateway {
             checks: ArcSwap::from_pointee(CancellationToken::new()),
             draining: AtomicBool::new(false),
             config_problem: ArcSwap::from_pointee(None),
+            fixed: Fixed::of(settings),
+            pending_restart: ArcSwap::from_pointee(Vec::new()),
         });
         let mut gateway = Self {
             listeners: Vec::with_capacity(bound.len()),
             addresses: Vec::with_capacity(bound.len()),
             admin: admin.as_ref().map(Admin::local_address),
-            stop: Stop::new(),
+            stop: Stop::with(shared.sink.cutoff.clone()),
             end: CancellationToken::new(),
             tasks: TaskTracker::new(),
             shared,
@@ -197,7 +205,7 @@ impl Gateway {
     }
 
     /// Reads the configuration again. A bad one is told and the old one stays.
-    fn reload(&self, old: &Settings, path: &Path, diagnostics: &Diagnostics) -> Option<Settings> {
+    fn reload(&self, path: &Path, diagnostics: &Diagnostics) -> Option<Settings> {
         let metrics = &self.shared.sink.metrics;
         let result = config::load(path).map_err(|problems| problems.to_string()).and_then(|new| {
             let previous = self.shared.pipeline.load_full();
@@ -212,9 +220,13 @@ impl Gateway {
                 for warning in &new.warnings {
                     tracing::warn!(%warning, "configuration");
                 }
-                for what in config::needs_restart(old, &new) {
-                    tracing::warn!(what, "changed in the configuration, but takes a restart");
+                let pending = self.shared.fixed.changes(&Fixed::of(&new));
+                for change in &pending {
+                    let (what, running, configured) = (change.option, &change.running, &change.configured);
+                    tracing::warn!(what, running, configured, "changed in the configuration, but takes a restart");
                 }
+                let pending = pending.iter().map(|change| change.option).collect();
+                self.shared.pending_restart.store(Arc::new(pending));
                 self.shared.pipeline.store(Arc::new(pipeline));
                 self.watch_replicas(&new);
                 metrics.retain(
@@ -277,6 +289,7 @@ impl Shared {
                 Health::Degraded(why) => StoreState::Degraded(why),
             },
             config_problem: self.config_problem.load().as_ref().clone(),
+            pending_restart: self.pending_restart.load().as_ref().clone(),
         }
     }
 }

@@ -140,7 +140,8 @@ impl HttpBody for Body {
             }
             Some(Err(error)) => {
                 this.end(Err(error));
-                if matches!(error, Error::StreamBroken(_)) {
+                // the client was told in the stream
+                if matches!(error, Error::StreamBroken(_) | Error::Draining) {
                     return Poll::Ready(None);
                 }
             }

@@ -62,6 +62,7 @@ impl Pipeline {
         let upstream = Upstream::new(
             &settings.upstream,
             &endpoints,
+            &sink.cutoff,
             Arc::clone(metrics),
             previous.map(|previous| previous.pools.as_slice()),
         );

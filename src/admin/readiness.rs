@@ -13,6 +13,8 @@ pub struct Readiness {
     pub store: StoreState,
     /// Why the last configuration was refused and the one before it is still in use.
     pub config_problem: Option<String>,
+    /// Options whose configured value is not the one in use: they take a restart.
+    pub pending_restart: Vec<&'static str>,
 }
 
 /// How the shared store does.
@@ -46,7 +48,7 @@ impl Readiness {
             "status": word,
             "upstreams": { "healthy": self.healthy_upstreams, "configured": self.upstreams },
             "store": { "state": store, "problem": problem },
-            "config": { "problem": self.config_problem },
+            "config": { "problem": self.config_problem, "pending_restart": self.pending_restart },
         });
         (status, body)
     }

@@ -13,6 +13,7 @@ const READY: Readiness = Readiness {
     upstreams: 2,
     store: StoreState::InProcess,
     config_problem: None,
+    pending_restart: Vec::new(),
 };
 
 struct Running {
@@ -80,6 +81,10 @@ async fn readiness_follows_the_drain_and_the_replicas() {
         assert_eq!(body["upstreams"]["healthy"], readiness.healthy_upstreams);
         assert_eq!(body["config"]["problem"], serde_json::json!(readiness.config_problem));
     }
+    // what waits for a restart makes nothing worse
+    *admin.readiness.lock().unwrap() = Readiness { pending_restart: vec!["workers"], store: StoreState::Ok, ..READY };
+    let (status, body) = admin.ask("/readyz").await;
+    assert!(status == 200 && body.contains(r#""pending_restart":["workers"]"#) && body.contains("ready"), "{body}");
     *admin.readiness.lock().unwrap() = Readiness { store: StoreState::Degraded("redis timeout"), ..READY };
     assert!(admin.ask("/readyz").await.1.contains(r#""store":{"problem":"redis timeout","state":"degraded"}"#));
 }

@@ -143,7 +143,7 @@ fn gateway_on(
     let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(cache);
     let auth = Layer::new(Auth::new(&keys, &metrics)).layer(limits);
     let route = Layer::new(Router).layer(auth);
-    let sink = Sink { metrics: Arc::clone(&metrics), access: AccessLog::off() };
+    let sink = Sink::new(Arc::clone(&metrics), AccessLog::off());
     let recorder = Arc::new(Recorder::new(sink, |_, _| {}, route));
     let answer = move |request| -> Answering {
         let recorder = Arc::clone(&recorder);

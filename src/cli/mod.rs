@@ -16,6 +16,7 @@ use crate::error::Cause;
 
 mod healthcheck;
 mod keys;
+mod open_files;
 mod run;
 
 /// Runs the command that this process was started with.

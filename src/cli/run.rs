@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Failure, load, print};
+use super::{Failure, load, open_files, print, version};
 use crate::config::Settings;
 use crate::pipeline::Pipeline;
 use crate::telemetry::access::AccessLog;
@@ -26,6 +26,8 @@ pub(super) fn run(path: PathBuf) -> Result<(), Failure> {
     for warning in &settings.warnings {
         tracing::warn!(%warning, "allowed, but probably not meant");
     }
+    tracing::info!(version = version(), config = %path.display(), "starting: {}", summary(&settings));
+    open_files::warn(&settings);
     let runtime = runtime(settings.workers)?;
     let result = runtime.block_on(app::run(settings, path, diagnostics));
     runtime.shutdown_timeout(LAST_WORK);
@@ -40,12 +42,12 @@ pub(super) fn check(path: &Path) -> Result<(), Failure> {
     // all that is made before anything is bound
     listen::install_crypto_provider();
     let metrics = Arc::new(Metrics::new());
-    let sink = Sink { access: AccessLog::stdout(false, Arc::clone(&metrics)), metrics };
+    let sink = Sink::new(Arc::clone(&metrics), AccessLog::stdout(false, metrics));
     let runtime = runtime(Some(1))?;
     let built = runtime.block_on(async { Pipeline::build(&settings, &sink, None).map(drop) });
     runtime.shutdown_timeout(LAST_WORK);
     built.map_err(|why| Failure::Unfit(format!("{}: {why}", path.display())))?;
-    print(&summary(&settings))
+    print(&format!("ok: {}\n", summary(&settings)))
 }
 
 fn summary(settings: &Settings) -> String {
@@ -53,7 +55,7 @@ fn summary(settings: &Settings) -> String {
     let replicas = counted(settings.balance.servers.len(), "replica");
     let keys = counted(settings.keys.len(), "key");
     let store = if settings.redis.is_some() { "Redis" } else { "this process" };
-    format!("ok: {listeners}, {replicas}, {keys}, store in {store}\n")
+    format!("{listeners}, {replicas}, {keys}, store in {store}")
 }
 
 fn counted(count: usize, what: &str) -> String {

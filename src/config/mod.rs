@@ -12,6 +12,7 @@ use crate::{admin, auth, balance, cache, cors, limits, listen, store, telemetry,
 mod document;
 mod expand;
 mod fault;
+mod fixed;
 mod problem;
 #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links, reason = "its comments are the JSON Schema's texts")]
 mod raw;
@@ -26,6 +27,7 @@ mod workers;
 mod tests;
 
 pub use expand::Environment;
+pub use fixed::{Change, Fixed};
 pub use problem::{Place, Problem, Problems};
 pub use schema::schema;
 pub use settings::is_key_id;
@@ -99,20 +101,4 @@ pub fn admin_address(path: &Path) -> Result<Option<SocketAddr>, Problems> {
     let (mut root, _) = document::parse(&text, &file, &env).map_err(|problem| Problems::new(vec![problem]))?;
     let admin = read::read::<raw::Config>(&mut root, &file).value.unwrap_or_default().admin;
     Ok(admin.address.parse().ok())
-}
-
-/// What of `new` a running gateway that was started with `old` cannot take over, in the words of the file.
-pub fn needs_restart(old: &Settings, new: &Settings) -> Vec<&'static str> {
-    // sockets, threads and the writers of logs are made once; all else is built anew from the settings
-    let addresses = |settings: &Settings| settings.listeners.iter().map(|one| one.address).collect::<Vec<_>>();
-    [
-        ("listeners[].address", addresses(old) != addresses(new)),
-        ("admin.address", old.admin != new.admin),
-        ("log.format", old.log.format != new.log.format),
-        ("log.access", old.log.access != new.log.access),
-        ("workers", old.workers != new.workers),
-    ]
-    .into_iter()
-    .filter_map(|(name, changed)| changed.then_some(name))
-    .collect()
 }

@@ -457,11 +457,20 @@ fn what_is_probably_not_meant_is_a_warning() {
 
 #[test]
 fn what_only_a_restart_can_change_is_named() {
-    let old = read(LEAST).unwrap();
-    assert_eq!(needs_restart(&old, &old), [""; 0]);
+    let running = Fixed::of(&read(LEAST).unwrap());
+    assert_eq!(running.changes(&running), []);
     let more = "workers: 3\ndrain: 1s\nlog: { level: debug, format: json }\n";
     let new = read(&format!("{}{more}", LEAST.replace("127.0.0.1:0", "127.0.0.1:1"))).unwrap();
-    assert_eq!(needs_restart(&old, &new), ["listeners[].address", "log.format", "workers"]);
+    let changes = running.changes(&Fixed::of(&new));
+    let told: Vec<_> = changes.iter().map(|change| (change.option, &*change.running, &*change.configured)).collect();
+    assert_eq!(
+        told,
+        [
+            ("listeners[].address", "127.0.0.1:0", "127.0.0.1:1"),
+            ("log.format", "text", "json"),
+            ("workers", "auto", "3")
+        ]
+    );
 }
 
 proptest! {

@@ -34,7 +34,7 @@ pub async fn run() -> Result<(), StartError> {
 
     let metrics = Arc::new(Metrics::new());
     let access = AccessLog::to(Summary(std::io::stdout()), Arc::clone(&metrics));
-    let gateway = Gateway::start_with(&settings, Sink { metrics, access }).await?;
+    let gateway = Gateway::start_with(&settings, Sink::new(metrics, access)).await?;
     let (Some(plain), Some(tls)) = (gateway.addresses().first(), gateway.addresses().get(1)) else {
         return Err("the demo has two listeners".into());
     };

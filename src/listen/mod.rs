@@ -33,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::body::Response;
+use crate::cutoff::Cutoff;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ListenerMetrics;
 
@@ -127,11 +128,16 @@ where
 {
 }
 
-/// What ends listeners and their connections, in two steps: drain, then abort.
+/// How long streams may take to tell their clients that they end.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// What ends listeners and their connections, in three steps: drain, cutoff, abort.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     /// No new connections; those between requests end at once, the others when their requests are over.
     pub drain: CancellationToken,
+    /// What is still under way may say so to its client, within [`LAST_WORDS`].
+    pub cutoff: Cutoff,
     /// Every connection ends at once.
     pub abort: CancellationToken,
     /// Every connection, and every HTTP/2 stream, while it lives.
@@ -143,6 +149,11 @@ impl Stop {
         Self::default()
     }
 
+    /// One whose cutoff others hear of too.
+    pub fn with(cutoff: Cutoff) -> Self {
+        Self { cutoff, ..Self::default() }
+    }
+
     /// Ends everything: waits up to `within` for the requests in flight, then cuts the rest off. How many tasks were
     /// cut off; 0: every request came to its end.
     pub async fn finish(&self, within: Duration) -> usize {
@@ -152,6 +163,10 @@ impl Stop {
             return 0;
         }
         let rest = self.connections.len();
+        self.cutoff.come();
+        if tokio::time::timeout(LAST_WORDS, self.connections.wait()).await.is_ok() {
+            return rest;
+        }
         self.abort.cancel();
         // dropping a connection cancels its requests; a task that will not hear of it is left behind
         let _ = tokio::time::timeout(Duration::from_secs(1), self.connections.wait()).await;

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::access::AccessLog;
 use super::metrics::{CacheResult, KeyMetrics, Metrics, UpstreamMetrics};
 use crate::body::Watch;
+use crate::cutoff::Cutoff;
 use crate::error::{Error, Side};
 use crate::letta::routes::Route;
 
@@ -21,6 +22,14 @@ use crate::letta::routes::Route;
 pub struct Sink {
     pub metrics: Arc<Metrics>,
     pub access: AccessLog,
+    /// What is still open once this has come was ended by the gateway.
+    pub cutoff: Cutoff,
+}
+
+impl Sink {
+    pub fn new(metrics: Arc<Metrics>, access: AccessLog) -> Self {
+        Self { metrics, access, cutoff: Cutoff::new() }
+    }
 }
 
 /// Who ended the exchange.
@@ -170,6 +179,9 @@ impl Watch for Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.ended.is_none() && self.sink.cutoff.is_over() {
+            self.failed(&Error::Draining);
+        }
         let metrics = &self.sink.metrics;
         let now = Instant::now();
         metrics.in_flight.dec();

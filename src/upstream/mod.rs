@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::balance::{Endpoint, Placed};
 use crate::body::Response;
+use crate::cutoff::Cutoff;
 use crate::error::Error;
 use crate::letta::routes::Pace;
 use crate::step::Handle;
@@ -57,6 +58,7 @@ pub struct Upstream {
     /// By the endpoint's place.
     pools: Vec<Arc<Pool>>,
     timeouts: Timeouts,
+    cutoff: Cutoff,
     metrics: Arc<Metrics>,
 }
 
@@ -65,6 +67,7 @@ impl Upstream {
     pub fn new(
         settings: &Settings,
         endpoints: &[Arc<Endpoint>],
+        cutoff: &Cutoff,
         metrics: Arc<Metrics>,
         previous: Option<&[Arc<Pool>]>,
     ) -> Self {
@@ -77,7 +80,7 @@ impl Upstream {
                 kept.map_or_else(|| Arc::new(Pool::new(endpoint, settings)), Arc::clone)
             })
             .collect();
-        Self { pools, timeouts: settings.timeouts.clone(), metrics }
+        Self { pools, timeouts: settings.timeouts.clone(), cutoff: cutoff.clone(), metrics }
     }
 
     /// By the endpoint's place; for the next configuration and for the task that closes idle connections.
@@ -134,6 +137,6 @@ impl<'a> Handle<Placed<'a>> for Upstream {
             }
         };
         let idle = reply::Idle { stream: self.timeouts.stream_idle, other: patience };
-        Ok(reply::pass_on(response, lease, load, idle, &self.metrics).await)
+        Ok(reply::pass_on(response, lease, load, idle, &self.cutoff, &self.metrics).await)
     }
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::pool::Lease;
 use crate::body::{Body, Permit, Response, Stream};
+use crate::cutoff::{Cutoff, Ear};
 use crate::error::Error;
 use crate::letta::sse::{self, Scanner};
 use crate::telemetry::Metrics;
@@ -35,6 +36,7 @@ pub(super) async fn pass_on(
     lease: Lease,
     load: Permit,
     idle: Idle,
+    cutoff: &Cutoff,
     metrics: &Arc<Metrics>,
 ) -> Response {
     let (mut head, incoming) = answer.into_parts();
@@ -45,7 +47,7 @@ pub(super) async fn pass_on(
         head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
         head.headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
         head.headers.remove(CONTENT_LENGTH);
-        Body::stream(Events::new(reply, Arc::clone(metrics)))
+        Body::stream(Events::new(reply, cutoff.ear(), Arc::clone(metrics)))
     } else {
         reply.whole_if_here().await
     };
@@ -158,7 +160,8 @@ impl HttpBody for Reply {
 
 impl Stream for Reply {}
 
-/// An event stream: goes out event by event, and ends with Letta's own error event if the replica breaks it off.
+/// An event stream: goes out event by event, and ends with Letta's own error event if the replica or the
+/// end of the drain time breaks it off.
 struct Events {
     reply: Reply,
     scanner: Scanner,
@@ -166,12 +169,13 @@ struct Events {
     held: BytesMut,
     /// Set once the client was told that the stream broke off.
     broken: Option<Error>,
+    cutoff: Ear,
     metrics: Arc<Metrics>,
 }
 
 impl Events {
-    fn new(reply: Reply, metrics: Arc<Metrics>) -> Self {
-        Self { reply, scanner: Scanner::new(), held: BytesMut::new(), broken: None, metrics }
+    fn new(reply: Reply, cutoff: Ear, metrics: Arc<Metrics>) -> Self {
+        Self { reply, scanner: Scanner::new(), held: BytesMut::new(), broken: None, cutoff, metrics }
     }
 
     /// What of `data`, behind what is held, makes whole events.
@@ -192,13 +196,15 @@ impl Events {
         Some(events)
     }
 
-    /// The last words of a stream that a replica broke off.
+    /// The last words of a stream that breaks off.
     fn farewell(&mut self, error: Error) -> Option<Bytes> {
         // what was said after [DONE] or an error of Letta's own is lost to nobody
         if self.scanner.is_done() || self.scanner.has_error() {
             return None;
         }
-        self.metrics.streams_broken.inc();
+        if !matches!(error, Error::Draining) {
+            self.metrics.streams_broken.inc();
+        }
         self.held.clear();
         let farewell = sse::error_event(self.scanner.run_id(), "stream_incomplete", &error.to_string());
         self.broken = Some(error);
@@ -213,7 +219,13 @@ impl HttpBody for Events {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = &mut *self;
         if let Some(error) = this.broken.take() {
-            return Poll::Ready(Some(Err(Error::StreamBroken(Box::new(error)))));
+            return Poll::Ready(Some(Err(match error {
+                Error::Draining => Error::Draining,
+                error => Error::StreamBroken(Box::new(error)),
+            })));
+        }
+        if this.cutoff.poll(cx).is_ready() {
+            return Poll::Ready(this.farewell(Error::Draining).map(|farewell| Ok(Frame::data(farewell))));
         }
         loop {
             let events = match ready!(this.reply.poll_data(cx)) {

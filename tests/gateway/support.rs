@@ -254,7 +254,7 @@ pub(crate) async fn start(yaml: &str) -> Proxy {
     let metrics = Arc::new(Metrics::new());
     let (log, lines) = Lines::new();
     let access = AccessLog::to(log, Arc::clone(&metrics));
-    let gateway = Gateway::start_with(&settings, Sink { metrics, access }).await.expect("the gateway starts");
+    let gateway = Gateway::start_with(&settings, Sink::new(metrics, access)).await.expect("the gateway starts");
     // asks once: what the gateway does not answer is for the test to see
     let client = Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http();
     Proxy { gateway, lines, client }

@@ -11,7 +11,7 @@ use crate::config::units::{ByteSize, DurationText};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(in crate::config) struct Listener {
-    /// IP address and port, e.g. 0.0.0.0:8283.
+    /// IP address and port, e.g. 0.0.0.0:8283. Takes a restart, as does one listener more or less.
     #[schemars(required)]
     pub address: Option<String>,
     /// Left out: plain HTTP.

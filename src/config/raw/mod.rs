@@ -43,7 +43,7 @@ pub(super) struct Config {
     pub log: Log,
     /// How long streams may go on after SIGTERM.
     pub drain: DurationText,
-    /// Worker threads: auto (one for each CPU) or a number.
+    /// Worker threads: auto (one for each CPU) or a number. Takes a restart.
     pub workers: Workers,
 }
 
@@ -70,6 +70,7 @@ impl Default for Config {
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Admin {
     /// IP address and port, or none for no admin listener. It asks for no key: keep it on loopback or a private network.
+    /// Takes a restart.
     pub address: String,
 }
 
@@ -233,9 +234,9 @@ pub(super) struct Cors {
 pub(super) struct Log {
     /// error, warn, info, debug or trace; also by module, e.g. info,letta_gateway::balance=debug.
     pub level: String,
-    /// Of diagnostics on standard error.
+    /// Of diagnostics on standard error. Takes a restart.
     pub format: LogFormat,
-    /// One JSON line a request on standard output.
+    /// One JSON line a request on standard output. Takes a restart.
     pub access: bool,
 }
 

@@ -27,7 +27,7 @@ fn lines(make: impl FnOnce(&dyn Fn(&[u8]) -> Record, &Metrics)) -> Vec<Value> {
     let (mut reader, writer) = std::io::pipe().unwrap();
     let metrics = Arc::new(Metrics::new());
     let access = AccessLog::to(writer, Arc::clone(&metrics));
-    let sink = Sink { metrics: Arc::clone(&metrics), access: access.clone() };
+    let sink = Sink::new(Arc::clone(&metrics), access.clone());
     let record = |id: &[u8]| {
         let id = HeaderValue::from_bytes(id).unwrap();
         Record::new(sink.clone(), id, IpAddr::from([192, 0, 2, 7]), Method::POST, Version::HTTP_2)
@@ -101,7 +101,7 @@ async fn no_text_of_a_client_makes_a_line_long_or_breaks_it() {
 fn a_log_that_is_off_takes_records_and_closes_at_once() {
     let metrics = Arc::new(Metrics::new());
     let access = AccessLog::stdout(false, Arc::clone(&metrics));
-    let sink = Sink { metrics, access: access.clone() };
+    let sink = Sink::new(metrics, access.clone());
     let id = HeaderValue::from_static("x");
     drop(Record::new(sink, id, IpAddr::from([127, 0, 0, 1]), Method::GET, Version::HTTP_11));
     assert!(access.close(Duration::ZERO));

@@ -22,7 +22,7 @@ fn scraped(metrics: &Metrics, family: &str) -> Vec<String> {
 }
 
 fn record(metrics: &Arc<Metrics>) -> Record {
-    let sink = Sink { metrics: Arc::clone(metrics), access: AccessLog::off() };
+    let sink = Sink::new(Arc::clone(metrics), AccessLog::off());
     Record::new(sink, HeaderValue::from_static("id"), IpAddr::from([127, 0, 0, 1]), Method::GET, Version::HTTP_11)
 }
 
