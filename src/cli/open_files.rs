@@ -46,7 +46,8 @@ mod tests {
 
     #[test]
     fn the_soft_limit_is_the_first_number() {
-        let line = |soft: &str| format!("Max processes  1 2 processes\nMax open files            {soft}   524288  files\n");
+        let line =
+            |soft: &str| format!("Max processes  1 2 processes\nMax open files            {soft}   524288  files\n");
         assert_eq!(soft_limit(&line("1024")), Some(1024));
         assert_eq!(soft_limit(&line("unlimited")), Some(u64::MAX));
         assert_eq!(soft_limit("Max processes 1 2 processes\n"), None);

@@ -20,6 +20,7 @@ mod auth;
 mod balance;
 mod cache;
 mod headers;
+mod lifecycle;
 mod limits;
 mod redis;
 mod streams;
