@@ -136,7 +136,7 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 pub struct Stop {
     /// No new connections; those between requests end at once, the others when their requests are over.
     pub drain: CancellationToken,
-    /// What is still under way may say so to its client, within [`LAST_WORDS`].
+    /// What is still under way may say so to its client, within a quarter of a second.
     pub cutoff: Cutoff,
     /// Every connection ends at once.
     pub abort: CancellationToken,
