@@ -18,6 +18,7 @@ use crate::telemetry::Record;
 
 const ANY: HeaderValue = HeaderValue::from_static("*");
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, POST, PUT, PATCH, DELETE");
+const BY_ORIGIN: HeaderValue = HeaderValue::from_static("Origin");
 /// How long a browser may go by a preflight's answer, in seconds (as Letta's own).
 const MAX_AGE: HeaderValue = HeaderValue::from_static("600");
 /// The headers of the gateway's own that a page may read.
@@ -25,6 +26,7 @@ const EXPOSED: HeaderValue = HeaderValue::from_static(
     "X-Request-Id, Retry-After, Retry-After-Ms, X-Should-Retry, X-RateLimit-Limit, X-RateLimit-Remaining, \
      X-RateLimit-Reset, Cache-Status, Age, WWW-Authenticate, X-Upload-Result",
 );
+
 /// What the configuration says of cross-origin requests.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Settings {
@@ -53,6 +55,12 @@ impl Cors {
         }
         self.origins.iter().find(|allowed| *allowed == origin).cloned()
     }
+
+    /// Whether another origin would have had other headers: a browser that keeps an answer without a grant must not
+    /// show it to a page that has one (Fetch, "CORS protocol and HTTP caches").
+    fn varies(&self) -> bool {
+        !self.any && !self.origins.is_empty()
+    }
 }
 
 impl<Next: Handle<Received>> Step<Received, Next> for Cors {
@@ -61,6 +69,9 @@ impl<Next: Handle<Received>> Step<Received, Next> for Cors {
         if !is_preflight(received.request.method(), received.request.headers()) {
             let mut response = next.handle(received, record).await?;
             strip(response.headers_mut());
+            if record.origin.is_none() && self.varies() {
+                response.headers_mut().append(VARY, BY_ORIGIN);
+            }
             return Ok(response);
         }
         if record.origin.is_none() {
@@ -110,7 +121,7 @@ pub fn response_headers(origin: Option<&HeaderValue>, headers: &mut HeaderMap) {
     if *origin != ANY {
         // browsers take no credentials along to `*`
         headers.insert(ACCESS_CONTROL_ALLOW_CREDENTIALS, HeaderValue::from_static("true"));
-        headers.append(VARY, HeaderValue::from_static("Origin"));
+        headers.append(VARY, BY_ORIGIN);
     }
 }
 

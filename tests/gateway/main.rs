@@ -19,6 +19,7 @@ mod redis_server;
 mod auth;
 mod balance;
 mod cache;
+mod cors;
 mod headers;
 mod lifecycle;
 mod limits;
