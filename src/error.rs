@@ -26,7 +26,9 @@ pub enum Error {
     BodyBroken(Cause),
     /// The request body is larger than `limit` bytes.
     BodyTooLarge { limit: u64 },
-    /// The client sent nothing of its body for too long.
+    /// The body of a request that has to be looked at is not what the route takes; the text says what it takes.
+    BadBody(&'static str),
+    /// The client took too long over its body.
     BodyTimeout,
     /// The client went away before the answer (nobody reads this answer; the log does).
     ClientLeft,
@@ -44,6 +46,8 @@ pub enum Error {
     OriginRefused,
     /// The key's scopes do not cover the route.
     ScopeMissing { needed: &'static str },
+    /// The body gives an address for Letta to call, which is an admin's to give; `field` is the address's name.
+    AddressRefused { field: &'static str },
     /// A limit of the key's plan refused the request.
     Limited(Refusal),
     /// The client wants a kept answer or none (`only-if-cached`, RFC 9111 §5.2.1.7), and there is none.
@@ -118,6 +122,7 @@ impl Error {
             Self::BadHeader(_) => "client_bad_header",
             Self::BodyBroken(_) => "client_body_broken",
             Self::BodyTooLarge { .. } => "client_body_too_large",
+            Self::BadBody(_) => "client_bad_body",
             Self::BodyTimeout => "client_body_timeout",
             Self::ClientLeft => "client_left",
             Self::NoSuchRoute => "client_no_such_route",
@@ -127,6 +132,7 @@ impl Error {
             Self::KeyConflict => "policy_key_conflict",
             Self::OriginRefused => "policy_origin",
             Self::ScopeMissing { .. } => "policy_scope_missing",
+            Self::AddressRefused { .. } => "policy_address",
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => "policy_rate_limited",
                 Window::InFlight => "policy_in_flight_limited",
@@ -153,6 +159,7 @@ impl Error {
             | Self::BadHeader(_)
             | Self::BodyBroken(_)
             | Self::BodyTooLarge { .. }
+            | Self::BadBody(_)
             | Self::BodyTimeout
             | Self::ClientLeft
             | Self::NoSuchRoute
@@ -163,6 +170,7 @@ impl Error {
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
+            | Self::AddressRefused { .. }
             | Self::Limited(_) => Side::Policy,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
@@ -177,9 +185,12 @@ impl Error {
     /// The status of the answer.
     pub fn status(&self) -> StatusCode {
         match self {
-            Self::BadTarget(_) | Self::BadHost(_) | Self::BadFraming(_) | Self::BadHeader(_) | Self::BodyBroken(_) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::BadTarget(_)
+            | Self::BadHost(_)
+            | Self::BadFraming(_)
+            | Self::BadHeader(_)
+            | Self::BadBody(_)
+            | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
             // nginx's 499 has no name in RFC 9110; it is seen in the log alone
@@ -188,7 +199,7 @@ impl Error {
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
-            Self::OriginRefused | Self::ScopeMissing { .. } => StatusCode::FORBIDDEN,
+            Self::OriginRefused | Self::ScopeMissing { .. } | Self::AddressRefused { .. } => StatusCode::FORBIDDEN,
             Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
             Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout { .. } | Self::NotKept => StatusCode::GATEWAY_TIMEOUT,
@@ -213,6 +224,7 @@ impl Error {
             | Self::BadHost(_)
             | Self::BadFraming(_)
             | Self::BadHeader(_)
+            | Self::BadBody(_)
             | Self::NoSuchRoute
             | Self::MethodNotAllowed { .. }
             | Self::KeyMissing
@@ -220,6 +232,7 @@ impl Error {
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
+            | Self::AddressRefused { .. }
             | Self::Limited(_)
             | Self::NotKept
             | Self::Draining
@@ -232,9 +245,11 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::BadTarget(what) | Self::BadHost(what) | Self::BadFraming(what) | Self::BadHeader(what) => {
-                f.write_str(what)
-            }
+            Self::BadTarget(what)
+            | Self::BadHost(what)
+            | Self::BadFraming(what)
+            | Self::BadHeader(what)
+            | Self::BadBody(what) => f.write_str(what),
             Self::BodyBroken(_) => f.write_str("the request body broke off or is not well framed"),
             Self::BodyTooLarge { limit } => write!(f, "the request body is larger than {limit} bytes"),
             Self::BodyTimeout => f.write_str("the request body did not arrive in time"),
@@ -249,6 +264,12 @@ impl fmt::Display for Error {
             Self::OriginRefused => f.write_str("this origin may not use the gateway from a browser"),
             Self::ScopeMissing { needed } => {
                 write!(f, "the API key may not use this route: it needs the scope `{needed}`")
+            }
+            Self::AddressRefused { field } => {
+                write!(
+                    f,
+                    "the API key may not set `{field}`, for Letta would call that address: leave it out, or use a key with the scope `admin`"
+                )
             }
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => {

@@ -1,11 +1,15 @@
 //! What of a message may pass between client and Letta, in both directions.
 //!
 //! Towards Letta: hop-by-hop names end here (RFC 9110 §7.6.1), the client's credentials and whatever else would choose
-//! another Letta user are taken off, the gateway's own are put on, the body is held to its limit. Towards the client:
+//! another Letta user are taken off, in the head and in the body, the gateway's own are put on, the body is held to its
+//! limit. Towards the client:
 //! hop-by-hop names end, and no inner address leaves in a `Location`.
+
+mod watch;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION, TRANSFER_ENCODING};
@@ -22,6 +26,7 @@ use crate::listen::Peer;
 use crate::record::X_REQUEST_ID;
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
+use watch::Watch;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -50,11 +55,13 @@ pub struct Hygiene {
     credentials: Option<HeaderValue>,
     /// Bytes of a request body at most.
     max_body: u64,
+    watch: Watch,
 }
 
 impl Hygiene {
-    /// `password`: Letta's own, sent as `Authorization: Bearer`.
-    pub fn new(password: Option<&str>, max_body: u64) -> Result<Self, Error> {
+    /// `password`: Letta's own, sent as `Authorization: Bearer`. `patience`: how long a client may take over a body
+    /// that has to be looked at.
+    pub fn new(password: Option<&str>, max_body: u64, patience: Duration) -> Result<Self, Error> {
         let credentials = password
             .map(|password| {
                 let mut value = HeaderValue::from_str(&format!("Bearer {password}"))
@@ -63,19 +70,25 @@ impl Hygiene {
                 Ok(value)
             })
             .transpose()?;
-        Ok(Self { credentials, max_body })
+        Ok(Self { credentials, max_body, watch: Watch::new(max_body, patience) })
     }
 }
 
 impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
     async fn call(&self, forward: Forward, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let Parts { mut request, peer, route, subject, key: _ } = forward.into_parts();
+        let Parts { mut request, peer, route, subject, key } = forward.into_parts();
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
         *request.version_mut() = Version::HTTP_11;
         // an upgrade would be one to hyper's client too
         request.extensions_mut().clear();
         record.request_bytes = request.body().size_hint().exact().unwrap_or(0);
         *request.body_mut() = std::mem::take(request.body_mut()).within(self.max_body)?;
+        // held until Letta has begun its answer, and thus has taken the body
+        let _held = match route.watched {
+            // boxed: few requests are looked into, and theirs must not be the larger future
+            Some(watched) => Box::pin(self.watch.look(&mut request, watched, key.as_deref())).await?,
+            None => None,
+        };
         let host = request.headers().get(HOST).cloned();
         if host.is_none() {
             // HTTP/1.0 may leave it out, HTTP/1.1 to the replica may not

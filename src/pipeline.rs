@@ -75,9 +75,18 @@ impl Pipeline {
             .layer(Layer::new(Auth::new(&settings.keys, metrics)))
             // a cached answer counts too: limits protect the gateway as well as Letta
             .layer(Layer::shared(&limits))
-            .layer(Layer::new(Cache::new(&settings.cache, store.clone(), Arc::clone(metrics))))
+            .layer(Layer::new(Cache::new(
+                &settings.cache,
+                store.clone(),
+                Arc::clone(metrics),
+                settings.upstream.timeouts.request,
+            )))
             // once, before the first attempt: no second one can go out unclean
-            .layer(Layer::new(Hygiene::new(settings.upstream.password.as_deref(), settings.upstream.max_body)?))
+            .layer(Layer::new(Hygiene::new(
+                settings.upstream.password.as_deref(),
+                settings.upstream.max_body,
+                settings.upstream.timeouts.request,
+            )?))
             // above the balancer, so that another attempt may go to another replica
             .layer(Layer::new(Retry::new(Arc::clone(metrics))))
             .layer(Layer::new(balance))

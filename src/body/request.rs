@@ -139,7 +139,8 @@ impl RequestBody {
         Ok(Read::Longer(self.behind(read.freeze())))
     }
 
-    async fn data(&mut self) -> Result<Option<Bytes>, Error> {
+    /// The next bytes; `None` at the end.
+    pub async fn data(&mut self) -> Result<Option<Bytes>, Error> {
         std::future::poll_fn(|cx| self.poll_data(cx)).await.transpose()
     }
 

@@ -55,6 +55,8 @@ struct Inner {
     scope: Scope,
     store: Store,
     metrics: Arc<Metrics>,
+    /// How long a client may take over a message.
+    patience: Duration,
 }
 
 /// What the cache makes of a request.
@@ -86,7 +88,8 @@ impl Then {
 }
 
 impl Cache {
-    pub fn new(settings: &Settings, store: Store, metrics: Arc<Metrics>) -> Self {
+    /// `patience`: how long a client may take over a message that is looked for.
+    pub fn new(settings: &Settings, store: Store, metrics: Arc<Metrics>, patience: Duration) -> Self {
         let inner = Inner {
             agents: Agents::new(settings.agents.iter().map(String::as_str)),
             ttl: settings.ttl,
@@ -94,6 +97,7 @@ impl Cache {
             scope: settings.scope,
             store,
             metrics,
+            patience,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -122,7 +126,9 @@ impl Cache {
         if !is_plain_json(request.headers()) {
             return forward(request, Forwarded::NotJson, None);
         }
-        let bytes = match std::mem::take(request.body_mut()).read(LONGEST_MESSAGE).await? {
+        let reading = std::mem::take(request.body_mut()).read(LONGEST_MESSAGE);
+        let read = tokio::time::timeout(self.inner.patience, reading).await.map_err(|_| Error::BodyTimeout)??;
+        let bytes = match read {
             Read::Whole(bytes) => bytes,
             Read::Longer(body) => {
                 *request.body_mut() = body;

@@ -139,7 +139,7 @@ fn gateway_on(
     let (arrived, arrivals) = mpsc::unbounded_channel();
     let seen = Arc::default();
     let letta = Letta { script: Arc::new(script), seen: Arc::clone(&seen), arrived };
-    let cache = Layer::new(Cache::new(settings, store, Arc::clone(&metrics))).layer(letta);
+    let cache = Layer::new(Cache::new(settings, store, Arc::clone(&metrics), Duration::from_mins(1))).layer(letta);
     let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(cache);
     let auth = Layer::new(Auth::new(&keys, &metrics)).layer(limits);
     let route = Layer::new(Router).layer(auth);

@@ -2,6 +2,7 @@
 //! The facts are those of the V1 server 0.16.8.
 
 pub mod fault;
+pub mod fields;
 pub mod headers;
 pub mod message;
 pub mod reply;

@@ -18,6 +18,7 @@ mod redis_server;
 
 mod auth;
 mod balance;
+mod bodies;
 mod cache;
 mod cors;
 mod headers;

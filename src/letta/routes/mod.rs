@@ -24,6 +24,8 @@ pub struct Route {
     pub subject: Subject,
     /// Set on the routes that send a message to an agent.
     pub sends: Option<Sends>,
+    /// Set on the routes whose body may hold what is not every key's to choose.
+    pub watched: Option<Watched>,
 }
 
 impl Route {
@@ -106,6 +108,15 @@ pub enum Sends {
     ChatCompletions,
 }
 
+/// What is looked for in a body before Letta may have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Watched {
+    /// The Letta user who asks.
+    User,
+    /// Addresses that Letta calls: a callback's, a model's, an embedding's.
+    Addresses,
+}
+
 /// All routes, in the order of their declaration in Letta.
 pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
     let route = |(index, row): (u16, &table::Row)| Route {
@@ -116,6 +127,7 @@ pub static ROUTES: LazyLock<Vec<Route>> = LazyLock::new(|| {
         pace: row.pace,
         subject: Subject::of(row.template),
         sends: row.sends,
+        watched: row.watched,
     };
     (0..).zip(table::TABLE).map(route).collect()
 });

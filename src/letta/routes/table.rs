@@ -3,13 +3,14 @@
 //! It is the whole surface of Letta 0.16.8 (`letta/server/rest_api/routers/v1/`, in the order of its declarations; the
 //! `/latest` twins are the same routes). Default deny: what is not here is not forwarded. Scopes: reading is `Read`;
 //! sending or cancelling messages is `Message`; other writing is `Modify`; whatever makes a replica run a caller's code,
-//! call a caller's address, spend the server's own credentials or touch the whole server is `Admin`.
+//! call a caller's address, spend the server's own credentials or touch the whole server is `Admin`. `watched` routes do so
+//! only for what their body says, and are held to it there.
 
 use http::Method;
 
 use super::Pace::{self, Long, Ordinary};
 use super::Scope::{self, Admin, Message, Modify, Open, Read};
-use super::Sends;
+use super::{Sends, Watched};
 
 /// A line of the table.
 pub(super) struct Row {
@@ -18,22 +19,26 @@ pub(super) struct Row {
     pub(super) scope: Scope,
     pub(super) pace: Pace,
     pub(super) sends: Option<Sends>,
+    pub(super) watched: Option<Watched>,
 }
 
 macro_rules! table {
-    ($($method:ident $template:literal $scope:ident $(, $pace:ident)? $(, sends $sends:ident)?;)*) => {
+    ($($method:ident $template:literal $scope:ident $(, $pace:ident)? $(, sends $sends:ident)? $(, watched $watched:ident)?;)*) => {
         pub(super) static TABLE: &[Row] = &[$(Row {
             method: Method::$method,
             template: $template,
             scope: $scope,
             pace: table!(pace $($pace)?),
             sends: table!(sends $($sends)?),
+            watched: table!(watched $($watched)?),
         }),*];
     };
     (pace) => { Ordinary };
     (pace $pace:ident) => { $pace };
     (sends) => { None };
     (sends $sends:ident) => { Some(Sends::$sends) };
+    (watched) => { None };
+    (watched $watched:ident) => { Some(Watched::$watched) };
 }
 
 table! {
@@ -50,8 +55,8 @@ table! {
     POST    "/v1/agents/{agent_id}/export"                                     Read;
     POST    "/v1/agents/import"                                                Admin, Long;
     GET     "/v1/agents/{agent_id}/context"                                    Read;
-    POST    "/v1/agents/"                                                      Modify;
-    PATCH   "/v1/agents/{agent_id}"                                            Modify;
+    POST    "/v1/agents/"                                                      Modify, Ordinary, watched Addresses;
+    PATCH   "/v1/agents/{agent_id}"                                            Modify, Ordinary, watched Addresses;
     GET     "/v1/agents/{agent_id}/tools"                                      Read;
     PATCH   "/v1/agents/{agent_id}/tools/attach/{tool_id}"                     Modify;
     PATCH   "/v1/agents/{agent_id}/tools/detach/{tool_id}"                     Modify;
@@ -92,7 +97,7 @@ table! {
     POST    "/v1/agents/{agent_id}/messages/cancel"                            Message;
     POST    "/v1/agents/{agent_id}/generate"                                   Message, Long;
     POST    "/v1/agents/messages/search"                                       Read;
-    POST    "/v1/agents/{agent_id}/messages/async"                             Message;
+    POST    "/v1/agents/{agent_id}/messages/async"                             Message, Ordinary, watched Addresses;
     PATCH   "/v1/agents/{agent_id}/reset-messages"                             Modify;
     GET     "/v1/agents/{agent_id}/groups"                                     Read;
     POST    "/v1/agents/{agent_id}/messages/preview-raw-payload"               Read;
@@ -115,14 +120,14 @@ table! {
     // Messages and batches
     GET     "/v1/messages/"                                                    Read;
     POST    "/v1/messages/search"                                              Read;
-    POST    "/v1/messages/batches"                                             Message, Long;
+    POST    "/v1/messages/batches"                                             Message, Long, watched Addresses;
     GET     "/v1/messages/batches/{batch_id}"                                  Read;
     GET     "/v1/messages/batches"                                             Read;
     GET     "/v1/messages/batches/{batch_id}/messages"                         Read;
     PATCH   "/v1/messages/batches/{batch_id}/cancel"                           Message;
     GET     "/v1/messages/{message_id}"                                        Read;
     // OpenAI's dialect
-    POST    "/v1/chat/completions"                                             Message, Long, sends ChatCompletions;
+    POST    "/v1/chat/completions"                                             Message, Long, sends ChatCompletions, watched User;
     // Voice: always 410
     POST    "/v1/voice-beta/{agent_id}/chat/completions"                       Message;
     // Runs
@@ -173,7 +178,7 @@ table! {
     PATCH   "/v1/blocks/{block_id}/identities/attach/{identity_id}"            Modify;
     PATCH   "/v1/blocks/{block_id}/identities/detach/{identity_id}"            Modify;
     // Archives
-    POST    "/v1/archives/"                                                    Modify;
+    POST    "/v1/archives/"                                                    Modify, Ordinary, watched Addresses;
     GET     "/v1/archives/"                                                    Read;
     GET     "/v1/archives/{archive_id}"                                        Read;
     PATCH   "/v1/archives/{archive_id}"                                        Modify;
@@ -190,8 +195,8 @@ table! {
     GET     "/v1/folders/name/{folder_name}"                                   Read;
     GET     "/v1/folders/metadata"                                             Read;
     GET     "/v1/folders/"                                                     Read;
-    POST    "/v1/folders/"                                                     Modify;
-    PATCH   "/v1/folders/{folder_id}"                                          Modify;
+    POST    "/v1/folders/"                                                     Modify, Ordinary, watched Addresses;
+    PATCH   "/v1/folders/{folder_id}"                                          Modify, Ordinary, watched Addresses;
     DELETE  "/v1/folders/{folder_id}"                                          Modify;
     POST    "/v1/folders/{folder_id}/upload"                                   Modify, Long;
     GET     "/v1/folders/{folder_id}/agents"                                   Read;
@@ -205,8 +210,8 @@ table! {
     GET     "/v1/sources/name/{source_name}"                                   Read;
     GET     "/v1/sources/metadata"                                             Read;
     GET     "/v1/sources/"                                                     Read;
-    POST    "/v1/sources/"                                                     Modify;
-    PATCH   "/v1/sources/{source_id}"                                          Modify;
+    POST    "/v1/sources/"                                                     Modify, Ordinary, watched Addresses;
+    PATCH   "/v1/sources/{source_id}"                                          Modify, Ordinary, watched Addresses;
     DELETE  "/v1/sources/{source_id}"                                          Modify;
     POST    "/v1/sources/{source_id}/upload"                                   Modify, Long;
     GET     "/v1/sources/{source_id}/agents"                                   Read;

@@ -20,6 +20,7 @@ static SEND: Route = Route {
     pace: Pace::Long,
     subject: Subject::Agent,
     sends: Some(Sends::Agent),
+    watched: None,
 };
 
 /// The lines written for records that `make` made and dropped.
