@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION, TRANSFER_ENCODING};
+use http::header::{AUTHORIZATION, COOKIE, EXPECT, HOST, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 use http_body::Body as _;
 
@@ -20,6 +20,7 @@ use crate::auth::Parts;
 use crate::body::{Request, Response};
 use crate::cache::Forward;
 use crate::error::Error;
+use crate::hop::{end_hop, remove_all};
 use crate::letta::headers::client_may_set;
 use crate::letta::routes::Route;
 use crate::listen::Peer;
@@ -115,59 +116,6 @@ fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Pe
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if peer.tls { "https" } else { "http" }));
     headers.insert(X_REQUEST_ID, request_id.clone());
     headers.insert(X_API_REQUEST_LOG_ID, request_id.clone());
-}
-
-/// Takes off what belongs to one connection only: the names `Connection` lists, then the known ones.
-fn end_hop(headers: &mut HeaderMap) {
-    // most heads have none
-    if !headers.keys().any(is_hop_by_hop) {
-        return;
-    }
-    let usual = |value: &HeaderValue| value.is_empty() || value.as_bytes().eq_ignore_ascii_case(b"keep-alive");
-    if !headers.get_all(CONNECTION).iter().all(usual) {
-        let listed: Vec<HeaderName> = headers
-            .get_all(CONNECTION)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(|value| value.split(','))
-            .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
-            // framing and routing are no client's to remove
-            .filter(|name| !matches!(name.as_str(), "host" | "content-length" | "content-type"))
-            .collect();
-        for name in listed {
-            headers.remove(name);
-        }
-    }
-    let chunked = headers.contains_key(TRANSFER_ENCODING);
-    if chunked {
-        // RFC 9112 §6.3: the transfer coding wins over a length beside it
-        headers.remove(CONTENT_LENGTH);
-    }
-    remove_all(headers, is_hop_by_hop);
-}
-
-/// Removes what `is_out`, one after the other: it is seldom more than one name, and then nothing is collected.
-fn remove_all(headers: &mut HeaderMap, is_out: impl Fn(&HeaderName) -> bool) {
-    while let Some(name) = headers.keys().find(|name| is_out(name)).cloned() {
-        headers.remove(name);
-    }
-}
-
-fn is_hop_by_hop(name: &HeaderName) -> bool {
-    matches!(
-        name.as_str(),
-        "connection"
-            | "keep-alive"
-            | "proxy-connection"
-            | "te"
-            | "trailer"
-            | "transfer-encoding"
-            | "upgrade"
-            | "http2-settings"
-            | "proxy-authenticate"
-            | "proxy-authorization"
-            | "proxy-authentication-info"
-    )
 }
 
 /// HTTP/2 may send a cookie in crumbs; HTTP/1.1 takes one line (RFC 9113 §8.2.3).

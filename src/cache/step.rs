@@ -16,6 +16,7 @@ use crate::auth::Parts;
 use crate::body::request::Read;
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::error::Error;
+use crate::hop::end_hop;
 use crate::letta::message::canonical;
 use crate::letta::routes::{Route, Sends};
 use crate::limits::Within;
@@ -112,6 +113,8 @@ impl Cache {
 
     /// Looks for the answer to `request`, which sends a message to `agent` with the key `key_id`.
     pub(super) async fn look(&self, mut request: Request, agent: &str, key_id: &str) -> Result<Looked, Error> {
+        // what Letta will not see has no part in its answer
+        end_hop(request.headers_mut());
         let asked = Directives::of(request.headers());
         let forward = |request: Request, why: Forwarded, under: Option<store::Key>| {
             if asked.only_if_cached {

@@ -1,7 +1,7 @@
 //! The target, read once and strictly: which Letta endpoint, which agent, which scope.
 //!
 //! Promises that nothing below reads a target again: the request it hands on has exactly the path that met the route, in
-//! origin form, one Host header, and no framing but Content-Length or `chunked`. What it refuses is refused before any
+//! origin form, one Host header, and no framing but one Content-Length or `chunked`. What it refuses is refused before any
 //! rule about keys, so that no rule can be walked around.
 
 mod host;
@@ -9,7 +9,7 @@ mod target;
 #[cfg(test)]
 mod tests;
 
-use http::header::{EXPECT, HOST, TRANSFER_ENCODING};
+use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, Method, Request};
 
@@ -116,6 +116,13 @@ fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
         && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
     {
         return Err(Error::BadFraming("Transfer-Encoding may be `chunked` and nothing else"));
+    }
+    // over HTTP/2 it frames nothing and is whatever the client wrote; over HTTP/1 to Letta it would
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    if let Some(length) = lengths.next()
+        && (lengths.next().is_some() || length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return Err(Error::BadFraming("Content-Length may be one number and nothing else"));
     }
     if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
         return Err(Error::BadHeader("Expect may be `100-continue` and nothing else"));

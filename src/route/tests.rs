@@ -320,6 +320,15 @@ fn framing_is_chunked_or_a_length() {
         let refused = Err((StatusCode::BAD_REQUEST, "client_bad_framing"));
         assert_eq!(framed(&[("transfer-encoding", value)]), refused, "{value}");
     }
+    for value in ["0", "5", "007", "18446744073709551615"] {
+        assert_eq!(framed(&[("content-length", value)]), Ok(()), "{value}");
+    }
+    let refused = Err((StatusCode::BAD_REQUEST, "client_bad_framing"));
+    for value in ["", " ", "+5", "-5", "5x", "0x5", "5, 5", "5,", "five", "5 5"] {
+        assert_eq!(framed(&[("content-length", value)]), refused, "{value}");
+    }
+    assert_eq!(framed(&[("content-length", "5"), ("content-length", "5")]), refused);
+    assert_eq!(framed(&[("content-length", "5"), ("content-length", "x")]), refused);
     let twice = [("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")];
     assert_eq!(framed(&twice), Err((StatusCode::BAD_REQUEST, "client_bad_framing")));
     assert_eq!(framed(&[("expect", "100-Continue")]), Ok(()));

@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{AGENT, COLLEAGUE, KEY, PATIENCE, Raw, Replica, gateway, json, letta_answer};
+use crate::support::{AGENT, Answer, COLLEAGUE, KEY, PATIENCE, Raw, Replica, gateway, json, letta_answer};
 
 const CHAT: [&str; 6] = [
     "/v1/chat/completions",
@@ -195,4 +197,26 @@ async fn a_body_that_trickles_is_not_waited_for_longer_than_a_request() {
         assert_eq!(&answer, b"HTTP/1.1 408", "{target}");
     }
     assert_eq!(a.count(), 0);
+}
+
+/// HTTP/2 frames a body by itself, and hands on whatever a client calls its length.
+#[tokio::test]
+async fn a_length_that_is_none_does_not_reach_letta_over_http2_either() {
+    let a = Replica::start(|_| json("{}")).await;
+    let proxy = gateway(&[&a], "").await;
+    for lengths in [&[""][..], &["", "0"], &["0", "0"]] {
+        let stream = TcpStream::connect(proxy.address()).await.unwrap();
+        let (mut client, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        let connection = tokio::spawn(connection);
+        let mut asked = request("POST", KEY, &format!("http://{}/v1/agents/{AGENT}/messages", proxy.address()), "");
+        for length in lengths {
+            asked.headers_mut().append("content-length", length.parse().unwrap());
+        }
+        let answer = Answer::of(client.send_request(asked.map(Full::new)).await.unwrap()).await;
+        assert_eq!(answer.status, 400, "{lengths:?}");
+        assert_eq!(answer.json()["error"]["type"], "client_bad_framing");
+        connection.abort();
+    }
+    assert_eq!(a.count(), 0, "{:?}", a.seen());
 }

@@ -128,6 +128,22 @@ async fn whatever_may_change_the_answer_is_another_question() {
 }
 
 #[tokio::test]
+async fn an_answer_is_found_by_what_letta_saw_of_the_request() {
+    let a = counting().await;
+    let proxy = gateway(&[&a], ALL).await;
+    // taken off on the way: Letta answers without a project
+    let taken_off = [("x-project-id", "p"), ("connection", "X-Project-Id, keep-alive")];
+    assert_eq!(status(&ask(&proxy, KEY, &taken_off, HELLO).await), MISS);
+    assert_eq!(a.seen()[0].header("x-project-id"), None);
+    let of_project = ask(&proxy, KEY, &[("x-project-id", "p")], HELLO).await;
+    assert_eq!(status(&of_project), MISS, "another project's answer");
+    assert_eq!(a.seen()[1].header("x-project-id"), Some("p"));
+    assert!(is_hit(&ask(&proxy, KEY, &[], HELLO).await), "the one without a project");
+    assert!(is_hit(&ask(&proxy, KEY, &taken_off, HELLO).await));
+    assert_eq!(a.count(), 2);
+}
+
+#[tokio::test]
 async fn each_key_has_its_own_answers() {
     let a = counting().await;
     let proxy = gateway(&[&a], ALL).await;
