@@ -6,6 +6,7 @@ A test is written once and run with each. `call("agents.messages.create", agent_
 raises `Refused` where the client itself raises.
 """
 
+import functools
 import json
 import os
 import queue
@@ -49,10 +50,12 @@ class Refused(Exception):
 class Stream:
     """Events as they arrive; `times` holds when each one did, in seconds since the stream was opened."""
 
-    def __init__(self, status, headers, events, close):
+    def __init__(self, status, headers, events, close, attempts=()):
         self.status = status
         self.headers = headers
         self.close = close
+        # As in `Reply`.
+        self.attempts = list(attempts)
         self.times = []
         self.opened = time.monotonic()
         self.events = self.timed(events)
@@ -85,7 +88,7 @@ class Python:
 
     name = "python"
 
-    def __init__(self, url, key, *, retries=0, headers=None, ca=None):
+    def __init__(self, url, key, *, retries=0, headers=None, ca=None, timeout=CLIENT_TIMEOUT_SECONDS):
         self.attempts = []
         hooks = {"response": [lambda response: self.attempts.append(response.status_code)]}
         verify = ssl.create_default_context(cafile=ca) if ca else True
@@ -94,7 +97,7 @@ class Python:
             api_key=key,
             max_retries=retries,
             default_headers=headers,
-            timeout=CLIENT_TIMEOUT_SECONDS,
+            timeout=timeout,
             http_client=letta_client.DefaultHttpxClient(event_hooks=hooks, verify=verify),
         )
 
@@ -104,6 +107,19 @@ class Python:
         for name in owners:
             owner = getattr(owner, name)
         return self.run(lambda: getattr(owner.with_raw_response, method)(*ids, **body))
+
+    def raw(self, path, *ids, **body):
+        """The same call, its answer as parts of text instead of events."""
+        *owners, method = path.split(".")
+        owner = self.client
+        for name in owners:
+            owner = getattr(owner, name)
+        self.attempts = []
+        with refusals(self):
+            opening = getattr(owner.with_streaming_response, method)(*ids, **body)
+            answer = opening.__enter__()
+        close = functools.partial(opening.__exit__, None, None, None)
+        return Stream(answer.status_code, lower(answer.headers), self.events(answer.iter_text()), close, self.attempts)
 
     def post(self, path, **body):
         """The client's own door to an endpoint it has no method for."""
@@ -121,7 +137,7 @@ class Python:
             value = raw.parse()
             headers = lower(raw.headers)
         if isinstance(value, letta_client.Stream):
-            return Stream(raw.status_code, headers, self.events(value), value.close)
+            return Stream(raw.status_code, headers, self.events(value), value.close, self.attempts)
         if hasattr(value, "items") and not isinstance(value, dict):
             value = list(value.items)
         return Reply(raw.status_code, headers, plain(value), list(self.attempts))
@@ -207,7 +223,8 @@ class Node:
             if "reply" in line:
                 return Reply(**line["reply"], attempts=attempts)
             if "opened" in line:
-                return Stream(**line["opened"], events=self.events(number, attempts), close=lambda: self.send({"close": number}))
+                events, close = self.events(number, attempts), lambda: self.send({"close": number})
+                return Stream(**line["opened"], events=events, close=close, attempts=attempts)
 
     def events(self, number, attempts):
         while "ended" not in (line := self.next_line(number, attempts)):
@@ -233,17 +250,24 @@ class TypeScript:
 
     name = "typescript"
 
-    def __init__(self, node, url, key, *, retries=0, headers=None, ca=None):
+    def __init__(self, node, url, key, *, retries=0, headers=None, ca=None, timeout=CLIENT_TIMEOUT_SECONDS):
         # `ca` is known to the Node process since its start.
         self.node = node
-        timeout = CLIENT_TIMEOUT_SECONDS * 1000
+        timeout *= 1000
         self.client = {"baseURL": url, "apiKey": key, "maxRetries": retries, "headers": headers or {}, "timeout": timeout}
 
     def call(self, path, *ids, **body):
+        return self.node.run(self.command(path, ids, body))
+
+    def raw(self, path, *ids, **body):
+        """The same call, its answer as parts of text instead of events."""
+        return self.node.run({**self.command(path, ids, body), "raw": True})
+
+    def command(self, path, ids, body):
         *owners, method = path.split(".")
         first, *rest = method.split("_")
         path = ".".join([*owners, first + "".join(word.capitalize() for word in rest)])
-        return self.node.run({"client": self.client, "path": path, "args": [*ids, body] if body else list(ids)})
+        return {"client": self.client, "path": path, "args": [*ids, body] if body else list(ids)}
 
     def post(self, path, **body):
         return self.node.run({"client": self.client, "path": "post", "args": [path, {"body": body}]})

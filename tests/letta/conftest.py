@@ -136,6 +136,16 @@ def agent(letta):
 
 
 @pytest.fixture
+def mortal(letta):
+    """The replicas, started again after the test where it killed them."""
+    yield letta
+    for replica in letta.replicas:
+        if replica.pid is None:
+            replica.start()
+            replica.wait_ready()
+
+
+@pytest.fixture
 def direct(letta):
     """A Python client of a replica itself, to look at what Letta holds."""
     direct = clients.Python(letta.replicas[0].url, letta.password)

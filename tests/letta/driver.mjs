@@ -5,6 +5,7 @@
 //       -> {id, reply: {status, headers, value}}                          one answer
 //       -> {id, opened: {status, headers}}, {id, event} …, {id, ended}    a stream
 //       -> {id, refused: {name, status, message, body, headers}}          also in the middle of a stream
+//   {id, client, path, args, raw: true}        -> the same call, with text as event
 //   {id, fetch: {url, method, headers, body}}  -> the same, with text as value or event
 //   {id, close: other}                         -> stops reading the stream of that id
 // Every HTTP answer on the way, retried ones too, is told as {id, attempt: status}.
@@ -27,12 +28,13 @@ function clientFor(id, { headers, ...options }) {
   return new Letta({ ...options, defaultHeaders: headers, fetch: fetchAndTell });
 }
 
-async function call(id, { client, path, args, file }) {
+async function call(id, { client, path, args, file, raw }) {
   let owner = clientFor(id, client);
   const names = path.split('.');
   const method = names.pop();
   for (const name of names) owner = owner[name];
   if (file) args.push({ file: new File([file.text], file.name) });
+  if (raw) return tellText(id, await owner[method](...args).asResponse());
   const { data, response } = await owner[method](...args).withResponse();
   const head = { status: response.status, headers: Object.fromEntries(response.headers) };
   if (data?.[Symbol.asyncIterator] && data.controller) {
@@ -47,18 +49,23 @@ async function call(id, { client, path, args, file }) {
 }
 
 async function plainFetch(id, { url, ...init }) {
-  const controller = new AbortController();
-  const response = await fetch(url, { redirect: 'manual', signal: controller.signal, ...init });
-  const head = { status: response.status, headers: Object.fromEntries(response.headers) };
-  if (head.headers['content-type']?.startsWith('text/event-stream')) {
-    streams.set(id, controller);
-    tell({ id, opened: head });
-    const decoder = new TextDecoder();
-    for await (const part of response.body) tell({ id, event: decoder.decode(part, { stream: true }) });
-    tell({ id, ended: true });
+  const response = await fetch(url, { redirect: 'manual', ...init });
+  if (response.headers.get('content-type')?.startsWith('text/event-stream')) {
+    await tellText(id, response);
   } else {
+    const head = { status: response.status, headers: Object.fromEntries(response.headers) };
     tell({ id, reply: { ...head, value: await response.text() } });
   }
+}
+
+async function tellText(id, response) {
+  const head = { status: response.status, headers: Object.fromEntries(response.headers) };
+  const reader = response.body.getReader();
+  streams.set(id, { abort: () => reader.cancel() });
+  tell({ id, opened: head });
+  const decoder = new TextDecoder();
+  for (let part; !(part = await reader.read()).done; ) tell({ id, event: decoder.decode(part.value, { stream: true }) });
+  tell({ id, ended: true });
 }
 
 function describe(error) {

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 
 HERE = pathlib.Path(__file__).parent
@@ -132,15 +133,24 @@ class Postgres:
 
 
 class Redis:
-    def __init__(self, folder, name):
+    """A Redis at a port that stays; `keeps`: what it holds survives a restart."""
+
+    def __init__(self, folder, name, *, keeps=False):
+        self.folder = pathlib.Path(tempfile.mkdtemp(prefix=f"{name}-", dir=folder))
+        self.name = name
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
-        program = shutil.which("redis-server")
-        if program is None:
+        self.program = shutil.which("redis-server")
+        if self.program is None:
             raise RuntimeError("redis-server is not on PATH: install it (Debian and Ubuntu: apt-get install redis-server)")
-        command = [program, "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", folder]
-        self.server = Process(folder, name, command)
-        wait_until(lambda: accepts(self.port), "Redis accepts", alive=self.server.process)
+        self.appendonly = "yes" if keeps else "no"
+        self.start()
+
+    def start(self):
+        address = ["--port", self.port, "--bind", "127.0.0.1"]
+        keeping = ["--save", "", "--appendonly", self.appendonly, "--dir", self.folder]
+        self.server = Process(self.folder, self.name, [self.program, *address, *keeping])
+        wait_until(lambda: accepts(self.port), f"{self.name} accepts", alive=self.server.process)
 
     def stop(self):
         self.server.stop()
@@ -154,10 +164,11 @@ class Model:
         self.server = Process(folder, "model", [sys.executable, HERE / "model.py", "--port", self.port])
         wait_until(lambda: accepts(self.port), "the stub model accepts", alive=self.server.process)
 
-    def calls(self, text):
-        """The calls whose last user message contains `text`."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats", timeout=10) as response:
-            return [call for call in json.load(response)["calls"] if text in call["text"]]
+    def calls(self, text=""):
+        """The calls whose last user message contains `text`; each has its `started` and `ended`, in Unix seconds."""
+        query = urllib.parse.urlencode({"text": text})
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats?{query}", timeout=10) as response:
+            return json.load(response)["calls"]
 
     def stop(self):
         self.server.stop()

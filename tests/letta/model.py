@@ -10,8 +10,8 @@ It answers with an echo of the last user message. Directives inside that message
     [[hang]]        never answer
     [[tool=name]]   call this tool (once), then answer
 
-Every chat call is recorded with the user's words in it; `GET /stats` hands the record out, and it is how a test
-knows that a message did not reach the model.
+Every chat call is recorded with the user's words in it; `GET /stats?text=T` hands out the calls with T in them, and it
+is how a test knows that a message did not reach the model, and which calls overlapped.
 """
 
 import argparse
@@ -67,12 +67,15 @@ async def chat(request):
     record = request.app[RECORD]
     text = last_user_text(body["messages"])
     directives, plain = read_directives(text)
-    record.calls.append({"text": text, "stream": bool(body.get("stream")), "authorization": request.headers.get("authorization")})
+    call = {"text": text, "stream": bool(body.get("stream")), "authorization": request.headers.get("authorization")}
+    call |= {"started": time.time(), "ended": None}
+    record.calls.append(call)
     record.in_flight += 1
     record.most_in_flight = max(record.most_in_flight, record.in_flight)
     try:
         return await answer(request, body, directives, plain)
     finally:
+        call["ended"] = time.time()
         record.in_flight -= 1
 
 
@@ -168,7 +171,9 @@ async def embeddings(request):
 
 async def stats(request):
     record = request.app[RECORD]
-    return web.json_response({"calls": record.calls, "in_flight": record.in_flight, "most_in_flight": record.most_in_flight})
+    text = request.query.get("text", "")
+    calls = [call for call in record.calls if text in call["text"]]
+    return web.json_response({"calls": calls, "in_flight": record.in_flight, "most_in_flight": record.most_in_flight})
 
 
 def main():

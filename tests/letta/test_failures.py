@@ -14,16 +14,6 @@ from gateway import ALL_SCOPES, key, key_text
 
 
 @pytest.fixture
-def mortal(letta):
-    """The replicas, started again after the test where it killed them."""
-    yield letta
-    for replica in letta.replicas:
-        if replica.pid is None:
-            replica.start()
-            replica.wait_ready()
-
-
-@pytest.fixture
 def own_gateway(start_gateway, letta):
     """A gateway whose view of the replicas no other test shares."""
     return start_gateway(gateways.config(letta))
