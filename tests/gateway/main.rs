@@ -10,6 +10,7 @@
     reason = "a test may fail loudly"
 )]
 
+mod authority;
 mod support;
 
 #[allow(dead_code, unreachable_pub, reason = "the tests of the store use all of it")]
@@ -27,3 +28,4 @@ mod limits;
 mod redis;
 mod streams;
 mod targets;
+mod telling;

@@ -23,7 +23,7 @@ use letta_gateway::telemetry::record::Sink;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 pub(crate) const AGENT: &str = "agent-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
 pub(crate) const KEY: &str = "the-key-of-team-a";
@@ -59,6 +59,8 @@ pub(crate) enum Reply {
     Stream(mpsc::Receiver<Option<Bytes>>),
     /// The same with another content type.
     Pieces(&'static str, mpsc::Receiver<Option<Bytes>>),
+    /// Answers when the test says what.
+    Wait(oneshot::Receiver<Reply>),
     /// Reads the request and closes the connection.
     Close,
     /// Reads the request and never answers.
@@ -161,7 +163,11 @@ async fn answer(
     let body = body.collect().await.map_err(std::io::Error::other)?.to_bytes();
     let seen = Seen { method: head.method, target: head.uri.to_string(), headers: head.headers, body, connection };
     log.lock().unwrap().push(seen.clone());
-    let mut response = match script(&seen) {
+    let mut reply = script(&seen);
+    while let Reply::Wait(told) = reply {
+        reply = told.await.unwrap_or(Reply::Close);
+    }
+    let mut response = match reply {
         Reply::Json(status, body) => {
             let mut response = Response::new(Script::Whole(Some(body.into())));
             *response.status_mut() = status.try_into().unwrap();
@@ -178,7 +184,7 @@ async fn answer(
         }
         Reply::Stream(events) => pieces("text/event-stream; charset=utf-8", events),
         Reply::Pieces(content_type, events) => pieces(content_type, events),
-        Reply::Close => return Err(std::io::Error::other("as the script says")),
+        Reply::Close | Reply::Wait(_) => return Err(std::io::Error::other("as the script says")),
         Reply::Hang => std::future::pending().await,
     };
     response.headers_mut().insert("server", "uvicorn".parse().unwrap());
@@ -335,6 +341,12 @@ impl Proxy {
         let metrics = self.admin("/metrics").await.text();
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
         line.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// All series of /metrics, without comments.
+    pub(crate) async fn series(&self) -> Vec<String> {
+        let metrics = self.admin("/metrics").await.text();
+        metrics.lines().filter(|line| !line.starts_with('#')).map(str::to_owned).collect()
     }
 
     /// Waits until a series has this value.
