@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::support::Proxy;
+use crate::support::Door;
 
 /// Makes certificates that sign themselves; trusts those it made.
 pub(crate) struct Authority {
@@ -75,8 +75,8 @@ pub(crate) fn over_tls(yaml: &str, tls: &str) -> String {
 }
 
 /// Connects to the first listener and asks for `name`.
-pub(crate) async fn connect(proxy: &Proxy, client: ClientConfig, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
-    let socket = TcpStream::connect(proxy.address()).await?;
+pub(crate) async fn connect(door: &Door, client: ClientConfig, name: &str) -> std::io::Result<TlsStream<TcpStream>> {
+    let socket = TcpStream::connect(door.address()).await?;
     let name = ServerName::try_from(name.to_owned()).expect("a name");
     TlsConnector::from(Arc::new(client)).connect(name, socket).await
 }

@@ -11,6 +11,7 @@
 )]
 
 mod authority;
+mod process;
 mod support;
 
 #[allow(dead_code, unreachable_pub, reason = "the tests of the store use all of it")]
@@ -29,3 +30,4 @@ mod redis;
 mod streams;
 mod targets;
 mod telling;
+mod tls_h2;

@@ -1,6 +1,7 @@
 //! A scripted replica, a gateway started from YAML, a client that speaks bytes.
 
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
@@ -261,21 +262,49 @@ pub(crate) async fn start(yaml: &str) -> Proxy {
     let (log, lines) = Lines::new();
     let access = AccessLog::to(log, Arc::clone(&metrics));
     let gateway = Gateway::start_with(&settings, Sink::new(metrics, access)).await.expect("the gateway starts");
-    // asks once: what the gateway does not answer is for the test to see
-    let client = Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http();
-    Proxy { gateway, lines, client }
+    let door = Door::new(gateway.addresses()[0], gateway.admin_address().expect("it has one"));
+    Proxy { gateway, lines, door }
 }
 
 /// A running gateway.
 pub(crate) struct Proxy {
     pub(crate) gateway: Gateway,
     lines: Lines,
-    client: Client<HttpConnector, Full<Bytes>>,
+    door: Door,
+}
+
+impl Deref for Proxy {
+    type Target = Door;
+
+    fn deref(&self) -> &Door {
+        &self.door
+    }
 }
 
 impl Proxy {
+    /// The access-log lines so far, once there are `count`.
+    pub(crate) async fn log(&self, count: usize) -> Vec<serde_json::Value> {
+        until("the access log has the lines", || self.lines.read().len() >= count).await;
+        self.lines.read()
+    }
+}
+
+/// How a gateway is reached, wherever it runs.
+pub(crate) struct Door {
+    address: SocketAddr,
+    admin: SocketAddr,
+    client: Client<HttpConnector, Full<Bytes>>,
+}
+
+impl Door {
+    pub(crate) fn new(address: SocketAddr, admin: SocketAddr) -> Self {
+        // asks once: what the gateway does not answer is for the test to see
+        let client = Client::builder(TokioExecutor::new()).retry_canceled_requests(false).build_http();
+        Self { address, admin, client }
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
-        self.gateway.addresses()[0]
+        self.address
     }
 
     /// A request with the usual key.
@@ -323,16 +352,9 @@ impl Proxy {
         String::from_utf8_lossy(&answer).into_owned()
     }
 
-    /// The access-log lines so far, once there are `count`.
-    pub(crate) async fn log(&self, count: usize) -> Vec<serde_json::Value> {
-        until("the access log has the lines", || self.lines.read().len() >= count).await;
-        self.lines.read()
-    }
-
     /// GET on the admin listener.
     pub(crate) async fn admin(&self, path: &str) -> Answer {
-        let address = self.gateway.admin_address().expect("it has one");
-        let request = Request::builder().uri(format!("http://{address}{path}")).body(Bytes::new()).unwrap();
+        let request = Request::builder().uri(format!("http://{}{path}", self.admin)).body(Bytes::new()).unwrap();
         self.send(request).await
     }
 
@@ -419,7 +441,7 @@ impl Raw {
 }
 
 /// Waits for a condition that is to come true by itself.
-pub(crate) async fn until(what: &str, condition: impl Fn() -> bool) {
+pub(crate) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let waited = tokio::time::timeout(PATIENCE, async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(5)).await;
