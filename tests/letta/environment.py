@@ -152,6 +152,12 @@ class Redis:
         self.server = Process(self.folder, self.name, [self.program, *address, *keeping])
         wait_until(lambda: accepts(self.port), f"{self.name} accepts", alive=self.server.process)
 
+    def ask(self, command):
+        """The answer to a command, as it comes over the wire."""
+        with socket.create_connection(("127.0.0.1", self.port), 10) as connection:
+            connection.sendall(f"{command}\r\n".encode())
+            return connection.recv(1 << 16).decode()
+
     def stop(self):
         self.server.stop()
 

@@ -11,6 +11,7 @@ import random
 import re
 import time
 import urllib.request
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -115,6 +116,9 @@ class Sent:
     form: str
     language: str
     stays: bool = True
+    otid: str = None
+    # Connections that broke without a word.
+    broken_off: int = 0
     began: float = 0.0
     ended: float = 0.0
     # The answer's words, or how the client was refused.
@@ -144,19 +148,34 @@ class Sent:
 
 def send(client, sent, **more):
     """Sends through an official client and writes down what came of it."""
-    sent.began = time.time()
+    sent.began = sent.began or time.time()
+    message = {"role": "user", "content": sent.text, **({"otid": sent.otid} if sent.otid else {})}
     try:
         if sent.form == "json":
-            reply = client.call("agents.messages.create", sent.agent, messages=user(sent.text), **more)
+            reply = client.call("agents.messages.create", sent.agent, messages=[message], **more)
             spoken = [one for one in reply.value["messages"] if one["message_type"] == "assistant_message"]
         else:
             options = {"streaming": True, "stream_tokens": sent.form == "tokens", **more}
-            reply = client.call("agents.messages.create", sent.agent, messages=user(sent.text), **options)
+            reply = client.call("agents.messages.create", sent.agent, messages=[message], **options)
             spoken = list(reply)
+        sent.refused = None
         sent.answer, sent.attempts, sent.headers = words(spoken), reply.attempts, reply.headers
     except Refused as refused:
         sent.refused, sent.attempts, sent.headers = refused, refused.attempts, refused.headers
     sent.ended = time.time()
+    return sent
+
+
+def insist(client, sent, times=5):
+    """Sends until somebody says what became of it: a connection that breaks says nothing, and the clients do not repeat
+    a stream that has begun. The message's own id makes it a repeat."""
+    sent.otid = str(uuid.uuid4())
+    for _ in range(times):
+        send(client, sent)
+        if sent.refused is None or sent.refused.status is not None or isinstance(sent.refused.body, dict):
+            break
+        sent.broken_off += 1
+        time.sleep(0.5)
     return sent
 
 
@@ -305,7 +324,7 @@ class Crowd:
         )
 
 
-def drive_crowd(letta, node, place, *, crowd, agents, messages, model_seconds=0.1, retries=2, meanwhile=None, timeout=60):
+def drive_crowd(letta, node, place, *, crowd, agents, messages, model_seconds=0.1, retries=2, meanwhile=None):
     """`crowd` clients talk to a few agents at once, in JSON and in both kinds of stream; `meanwhile` is run beside them."""
     history = History(letta)
     agents = history.make_agents(agents)
@@ -314,13 +333,13 @@ def drive_crowd(letta, node, place, *, crowd, agents, messages, model_seconds=0.
     def talk(number):
         chance = random.Random(number)
         language = language_of(number)
-        client = make_client(language, node, place, retries=retries, timeout=timeout)
+        client = make_client(language, node, place, retries=retries)
         talked = []
         for n in range(number, messages, crowd):
             agent = chance.choice(agents)
             text = f"{agent} hears sentence {n} [[delay={chance.uniform(0, 2 * model_seconds):.3f}]]"
             form = ("json", "steps", "tokens")[n % 3]
-            talked.append(send(client, Sent(agent, text, form, language)))
+            talked.append((send if meanwhile is None else insist)(client, Sent(agent, text, form, language)))
         client.close()
         return talked
 
@@ -333,8 +352,8 @@ def drive_crowd(letta, node, place, *, crowd, agents, messages, model_seconds=0.
             meanwhile.over()
             disturbing.result()
     seconds = time.monotonic() - start
-    for agent in agents:
-        settle(history, letta, agent, 20)
+    with ThreadPoolExecutor(len(agents)) as pool:
+        list(pool.map(lambda agent: settle(history, letta, agent, 20), agents))
     return Crowd(
         sent,
         {agent: history.sentences(agent) for agent in agents},
