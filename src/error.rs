@@ -62,6 +62,16 @@ pub enum Error {
     UpstreamClosed { upstream: String, sent: bool, cause: Cause },
     /// The replica did not answer within `after`; it may be at work on the request still.
     UpstreamTimeout { upstream: String, after: Duration },
+    /// A turn that may have started did not come to its end here; what became of it at Letta, as far as it is known.
+    TurnLost { run: Option<Box<str>>, fate: Fate, error: Box<Error> },
+    /// The agent's lane is full: `waiting` sends wait for their turn already.
+    LaneFull { waiting: u32 },
+    /// The agent's lane did not come free within `waited`; nothing was sent.
+    LaneTimeout { waited: Duration },
+    /// The same Idempotency-Key came with another request.
+    KeyReused,
+    /// The turn that this send repeats is known, its answer is not kept any more.
+    AnswerNotKept { run: Option<Box<str>> },
     /// A replica broke off an event stream; the client was told so by an event and the stream has ended well for it.
     StreamBroken(Box<Error>),
     /// The gateway is going down and takes no new requests.
@@ -99,6 +109,34 @@ impl Window {
         match self {
             Self::Rate => "rate",
             Self::InFlight => "in_flight",
+        }
+    }
+}
+
+/// What became of a run whose stream or answer was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// No run of the turn's could be found, or nobody could be asked.
+    Unknown,
+    /// It goes on, or nobody has noticed that it does not.
+    Running,
+    /// It came to its end; what was said is in the agent's history.
+    Completed,
+    Failed,
+    Cancelled,
+    /// Its replica is gone; the gateway has cancelled it, so that it blocks nobody.
+    Freed,
+}
+
+impl Fate {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Unknown => "what became of it could not be learned",
+            Self::Running => "it was still running at Letta",
+            Self::Completed => "it completed at Letta: the answer is in the agent's history",
+            Self::Failed => "it failed at Letta",
+            Self::Cancelled => "it was cancelled at Letta",
+            Self::Freed => "it ended with its replica and was cancelled",
         }
     }
 }
@@ -143,6 +181,11 @@ impl Error {
             Self::UpstreamBusy { .. } => "upstream_busy",
             Self::UpstreamClosed { .. } => "upstream_closed",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
+            Self::TurnLost { .. } => "upstream_turn_lost",
+            Self::LaneFull { .. } => "policy_lane_full",
+            Self::LaneTimeout { .. } => "policy_lane_timeout",
+            Self::KeyReused => "client_idempotency_key_reused",
+            Self::AnswerNotKept { .. } => "gateway_answer_not_kept",
             Self::StreamBroken(_) => "upstream_stream_broken",
             Self::Draining => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
@@ -164,6 +207,7 @@ impl Error {
             | Self::ClientLeft
             | Self::NoSuchRoute
             | Self::MethodNotAllowed { .. }
+            | Self::KeyReused
             | Self::NotKept => Side::Client,
             Self::KeyMissing
             | Self::KeyUnknown
@@ -171,14 +215,17 @@ impl Error {
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
             | Self::AddressRefused { .. }
+            | Self::LaneFull { .. }
+            | Self::LaneTimeout { .. }
             | Self::Limited(_) => Side::Policy,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
             | Self::UpstreamClosed { .. }
             | Self::UpstreamTimeout { .. }
+            | Self::TurnLost { .. }
             | Self::StreamBroken(_) => Side::Upstream,
-            Self::Draining | Self::Overloaded { .. } | Self::Internal(_) => Side::Gateway,
+            Self::AnswerNotKept { .. } | Self::Draining | Self::Overloaded { .. } | Self::Internal(_) => Side::Gateway,
         }
     }
 
@@ -200,12 +247,16 @@ impl Error {
             Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
             Self::OriginRefused | Self::ScopeMissing { .. } | Self::AddressRefused { .. } => StatusCode::FORBIDDEN,
-            Self::Limited(_) => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limited(_) | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::KeyReused => StatusCode::CONFLICT,
+            Self::AnswerNotKept { .. } => StatusCode::GONE,
+            Self::TurnLost { .. } => StatusCode::BAD_GATEWAY,
             Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout { .. } | Self::NotKept => StatusCode::GATEWAY_TIMEOUT,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
+            | Self::LaneTimeout { .. }
             | Self::Draining
             | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -216,7 +267,10 @@ impl Error {
     pub fn never_sent(&self) -> bool {
         match self {
             Self::UpstreamClosed { sent, .. } => !sent,
-            Self::UpstreamTimeout { .. } | Self::StreamBroken(_) => false,
+            Self::UpstreamTimeout { .. }
+            | Self::StreamBroken(_)
+            | Self::TurnLost { .. }
+            | Self::AnswerNotKept { .. } => false,
             Self::NoUpstream | Self::UpstreamConnect { .. } | Self::UpstreamBusy { .. } => true,
             // refused before any replica was asked, except for a body that broke on its way there
             Self::BodyBroken(_) | Self::BodyTooLarge { .. } | Self::BodyTimeout | Self::ClientLeft => false,
@@ -234,10 +288,61 @@ impl Error {
             | Self::ScopeMissing { .. }
             | Self::AddressRefused { .. }
             | Self::Limited(_)
+            | Self::LaneFull { .. }
+            | Self::LaneTimeout { .. }
+            | Self::KeyReused
             | Self::NotKept
             | Self::Draining
             | Self::Overloaded { .. } => true,
             Self::Internal(_) => false,
+        }
+    }
+}
+
+impl Error {
+    /// The same once more, for another client of the same turn. A cause is only its text then.
+    pub fn again(&self) -> Self {
+        let text = |cause: &Cause| Cause::from(cause.to_string());
+        match self {
+            Self::BadTarget(what) => Self::BadTarget(what),
+            Self::BadHost(what) => Self::BadHost(what),
+            Self::BadFraming(what) => Self::BadFraming(what),
+            Self::BadHeader(what) => Self::BadHeader(what),
+            Self::BodyBroken(cause) => Self::BodyBroken(text(cause)),
+            Self::BodyTooLarge { limit } => Self::BodyTooLarge { limit: *limit },
+            Self::BodyTimeout => Self::BodyTimeout,
+            Self::ClientLeft => Self::ClientLeft,
+            Self::NoSuchRoute => Self::NoSuchRoute,
+            Self::MethodNotAllowed { allow } => Self::MethodNotAllowed { allow: allow.clone() },
+            Self::KeyMissing => Self::KeyMissing,
+            Self::KeyUnknown => Self::KeyUnknown,
+            Self::KeyConflict => Self::KeyConflict,
+            Self::OriginRefused => Self::OriginRefused,
+            Self::ScopeMissing { needed } => Self::ScopeMissing { needed },
+            Self::Limited(refusal) => Self::Limited(refusal.clone()),
+            Self::NotKept => Self::NotKept,
+            Self::NoUpstream => Self::NoUpstream,
+            Self::UpstreamConnect { upstream, cause } => {
+                Self::UpstreamConnect { upstream: upstream.clone(), cause: text(cause) }
+            }
+            Self::UpstreamBusy { upstream } => Self::UpstreamBusy { upstream: upstream.clone() },
+            Self::UpstreamClosed { upstream, sent, cause } => {
+                Self::UpstreamClosed { upstream: upstream.clone(), sent: *sent, cause: text(cause) }
+            }
+            Self::UpstreamTimeout { upstream, after } => {
+                Self::UpstreamTimeout { upstream: upstream.clone(), after: *after }
+            }
+            Self::TurnLost { run, fate, error } => {
+                Self::TurnLost { run: run.clone(), fate: *fate, error: Box::new(error.again()) }
+            }
+            Self::LaneFull { waiting } => Self::LaneFull { waiting: *waiting },
+            Self::LaneTimeout { waited } => Self::LaneTimeout { waited: *waited },
+            Self::KeyReused => Self::KeyReused,
+            Self::AnswerNotKept { run } => Self::AnswerNotKept { run: run.clone() },
+            Self::StreamBroken(error) => Self::StreamBroken(Box::new(error.again())),
+            Self::Draining => Self::Draining,
+            Self::Overloaded { what } => Self::Overloaded { what },
+            Self::Internal(cause) => Self::Internal(text(cause)),
         }
     }
 }
@@ -300,6 +405,28 @@ impl fmt::Display for Error {
                 "the Letta replica said nothing for {} s; it may be at work on the request still",
                 after.as_secs_f64()
             ),
+            Self::TurnLost { run, fate, error } => {
+                write!(f, "{error}. The turn")?;
+                if let Some(run) = run {
+                    write!(f, " is {run} and")?;
+                }
+                write!(f, " was not sent again: {}", fate.text())
+            }
+            Self::LaneFull { waiting } => {
+                write!(f, "the agent is at work and {waiting} messages wait for it already: send this one later")
+            }
+            Self::LaneTimeout { waited } => write!(
+                f,
+                "the agent was at work on other messages for {} s; this one was not sent",
+                whole_seconds(*waited)
+            ),
+            Self::KeyReused => f.write_str(
+                "this Idempotency-Key came with another request before: use a new one for each message",
+            ),
+            Self::AnswerNotKept { run } => {
+                f.write_str("this message was sent before and its answer is too long to be given again")?;
+                run.as_ref().map_or(Ok(()), |run| write!(f, "; its run is {run}"))
+            }
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
             Self::Draining => f.write_str("the gateway is shutting down"),
             Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
@@ -315,7 +442,7 @@ impl std::error::Error for Error {
             | Self::UpstreamConnect { cause, .. }
             | Self::UpstreamClosed { cause, .. }
             | Self::Internal(cause) => Some(&**cause),
-            Self::StreamBroken(error) => Some(error),
+            Self::StreamBroken(error) | Self::TurnLost { error, .. } => std::error::Error::source(&**error),
             _ => None,
         }
     }

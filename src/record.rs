@@ -108,7 +108,10 @@ fn refuse(error: &Error, record: &Record) -> Response {
             }
         }
         Error::Limited(refusal) => tell_when(refusal, headers),
-        Error::Draining | Error::Overloaded { .. } | Error::NoUpstream | Error::UpstreamBusy { .. } => {
+        Error::LaneFull { .. }
+        | Error::LaneTimeout { .. }
+        | Error::Draining
+        | Error::Overloaded { .. } | Error::NoUpstream | Error::UpstreamBusy { .. } => {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         _ => {}

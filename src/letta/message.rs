@@ -5,6 +5,7 @@
 //! told from the body for certain has no canonical form. Facts: `letta/schemas/letta_request.py`, `message.py`.
 
 mod json;
+mod sending;
 #[cfg(test)]
 mod tests;
 
@@ -12,6 +13,8 @@ use std::borrow::Cow;
 
 use json::Json;
 use sha2::{Digest, Sha256};
+
+pub use sending::Sending;
 
 /// A message in canonical form.
 #[derive(Debug, PartialEq, Eq)]
@@ -44,7 +47,12 @@ impl Canonical {
 
 /// The canonical form of `body`, the body of a `POST /v1/agents/{agent_id}/messages`.
 pub fn canonical(body: &[u8]) -> Result<Canonical, NotCacheable> {
-    let Ok(Json::Map(given)) = json::parse(body) else { return Err(NotCacheable::Unclear) };
+    let Ok(given) = json::parse(body) else { return Err(NotCacheable::Unclear) };
+    // digits may be lost of a fraction that Letta keeps
+    if !given.is_exact() {
+        return Err(NotCacheable::Unclear);
+    }
+    let Json::Map(given) = given else { return Err(NotCacheable::Unclear) };
     let mut fields = Vec::with_capacity(given.len());
     let mut messages = None;
     let mut more_messages = |found| if messages.replace(found).is_none() { Ok(()) } else { Err(NotCacheable::Unclear) };

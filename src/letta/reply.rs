@@ -34,6 +34,28 @@ pub enum StopReason {
     Unknown,
 }
 
+impl StopReason {
+    /// Letta's word for it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EndTurn => "end_turn",
+            Self::MaxSteps => "max_steps",
+            Self::ToolRule => "tool_rule",
+            Self::RequiresApproval => "requires_approval",
+            Self::Cancelled => "cancelled",
+            Self::Error => "error",
+            Self::LlmApiError => "llm_api_error",
+            Self::InvalidLlmResponse => "invalid_llm_response",
+            Self::InvalidToolCall => "invalid_tool_call",
+            Self::NoToolCall => "no_tool_call",
+            Self::MaxTokensExceeded => "max_tokens_exceeded",
+            Self::ContextWindowOverflowInSystemPrompt => "context_window_overflow_in_system_prompt",
+            Self::InsufficientCredits => "insufficient_credits",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
 /// What a turn cost, in tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 pub struct Usage {

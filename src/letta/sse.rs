@@ -4,6 +4,7 @@
 //! stream is cut into chunks makes no difference to what it sees. Letta writes `data: {json}`, LF alone and no `id:` or
 //! `retry:` line (which the official Python client cannot read), and neither does the gateway.
 
+mod cutter;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,9 @@ use http::header::CONTENT_TYPE;
 use memchr::memmem::Finder;
 use serde::{Deserialize, Serialize};
 
-use super::reply::StopReason;
+use super::reply::{StopReason, Usage};
+
+pub use cutter::Cutter;
 
 /// Bytes of a line that are looked at: Letta's pings, ends and errors are shorter; a longer line is content.
 const LOOKED_AT: usize = 1024;
@@ -47,6 +50,7 @@ pub struct Scanner {
     done: bool,
     error: bool,
     stop_reason: Option<StopReason>,
+    usage: Option<Usage>,
     run_id: Option<Box<str>>,
 }
 
@@ -66,6 +70,7 @@ impl Scanner {
             done: false,
             error: false,
             stop_reason: None,
+            usage: None,
             run_id: None,
         }
     }
@@ -121,6 +126,11 @@ impl Scanner {
         self.stop_reason
     }
 
+    /// What the turn cost, once Letta has said so.
+    pub fn usage(&self) -> Option<Usage> {
+        self.usage
+    }
+
     /// The run the stream tells of; Letta's first ping names it.
     pub fn run_id(&self) -> Option<&str> {
         self.run_id.as_deref()
@@ -163,6 +173,7 @@ impl Scanner {
 
     fn look_at_data(&mut self, data: &[u8]) {
         static STOP_REASON: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"stop_reason\""));
+        static USAGE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"usage_statistics\""));
         static RUN_ID: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new("\"run_id\""));
         #[derive(Deserialize)]
         struct Event<'a> {
@@ -174,6 +185,9 @@ impl Scanner {
             run_id: Option<Cow<'a, str>>,
         }
         let may_name_the_run = self.run_id.is_none() && RUN_ID.find(data).is_some();
+        if USAGE.find(data).is_some() {
+            self.look_at_usage(data);
+        }
         if !may_name_the_run && STOP_REASON.find(data).is_none() {
             return;
         }
@@ -183,6 +197,23 @@ impl Scanner {
         }
         if may_name_the_run && let Some(id) = event.run_id.filter(|id| id.len() <= LONGEST_RUN_ID) {
             self.run_id = Some(id.into());
+        }
+    }
+}
+
+impl Scanner {
+    fn look_at_usage(&mut self, data: &[u8]) {
+        #[derive(Deserialize)]
+        struct Event<'a> {
+            #[serde(borrow)]
+            message_type: Cow<'a, str>,
+            #[serde(flatten)]
+            usage: Usage,
+        }
+        if let Ok(event) = serde_json::from_slice::<Event<'_>>(data)
+            && event.message_type == "usage_statistics"
+        {
+            self.usage = Some(event.usage);
         }
     }
 }

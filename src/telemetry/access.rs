@@ -18,6 +18,7 @@ use super::Metrics;
 use super::lines::Lines;
 use super::record::Record;
 use super::timestamp::Timestamp;
+use crate::letta::reply::Usage;
 use crate::letta::routes::Subject;
 
 /// Bytes of any one text that a client can choose.
@@ -129,7 +130,19 @@ struct Line<'a> {
     overhead: Option<Duration>,
     bytes_in: u64,
     bytes_out: u64,
+    /// What of a turn it was: started, joined, replayed or resumed.
+    turn: Option<Turn>,
     ended_by: &'static str,
+}
+
+/// What a line tells of a turn. What is not known when the request ends is left out.
+struct Turn {
+    part: &'static str,
+    queued: Duration,
+    outcome: Option<&'static str>,
+    first_event: Option<Duration>,
+    longest_gap: Option<Duration>,
+    usage: Option<Usage>,
 }
 
 impl Line<'_> {
@@ -176,6 +189,20 @@ impl Line<'_> {
         optional(line, ",\"overhead_ms\":", self.overhead.map(millis))?;
         field(line, ",\"bytes_in\":", self.bytes_in)?;
         field(line, ",\"bytes_out\":", self.bytes_out)?;
+        if let Some(turn) = &self.turn {
+            constant(line, ",\"turn\":", turn.part);
+            field(line, ",\"queue_ms\":", millis(turn.queued))?;
+            if let Some(outcome) = turn.outcome {
+                constant(line, ",\"outcome\":", outcome);
+            }
+            optional(line, ",\"first_event_ms\":", turn.first_event.map(millis))?;
+            optional(line, ",\"longest_gap_ms\":", turn.longest_gap.map(millis))?;
+            if let Some(usage) = &turn.usage {
+                field(line, ",\"prompt_tokens\":", usage.prompt_tokens)?;
+                field(line, ",\"completion_tokens\":", usage.completion_tokens)?;
+                field(line, ",\"steps\":", usage.step_count)?;
+            }
+        }
         constant(line, ",\"ended_by\":", self.ended_by);
         line.extend_from_slice(b"}\n");
         Ok(())
@@ -219,6 +246,17 @@ impl<'a> Line<'a> {
             overhead: record.overhead(),
             bytes_in: record.request_bytes,
             bytes_out: record.response_bytes,
+            turn: record.turn.as_ref().map(|(part, facts)| {
+                let facts = facts.now();
+                Turn {
+                    part: part.as_str(),
+                    queued: facts.queued,
+                    outcome: facts.outcome.map(|outcome| outcome.as_str()),
+                    first_event: facts.first_event,
+                    longest_gap: facts.longest_gap,
+                    usage: facts.usage,
+                }
+            }),
             ended_by: record.ended.map_or("client", |ended| ended.as_str()),
         }
     }

@@ -6,6 +6,7 @@ mod lines;
 pub mod metrics;
 pub mod record;
 mod timestamp;
+pub mod turn;
 
 pub use metrics::Metrics;
 pub use record::Record;

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::access::AccessLog;
 use super::metrics::{CacheResult, KeyMetrics, Metrics, UpstreamMetrics};
+use super::turn::{Part, SharedFacts};
 use crate::body::Watch;
 use crate::cutoff::Cutoff;
 use crate::error::{Error, Side};
@@ -89,6 +90,21 @@ pub struct Record {
     pub ended: Option<Ended>,
     /// The `Origin` that may read the answer (CORS).
     pub origin: Option<HeaderValue>,
+    /// The turn it is a part of.
+    pub turn: Option<(Part, SharedFacts)>,
+    /// How long it waited for its agent's lane.
+    pub queued: Duration,
+    /// Tells nothing when it is dropped: its facts are told by another.
+    is_silent: bool,
+}
+
+/// What is known of the exchange with a replica.
+#[derive(Clone, Default)]
+pub struct Exchange {
+    pub upstream: Option<Arc<UpstreamMetrics>>,
+    pub attempts: u8,
+    pub sent: Option<Instant>,
+    pub answered: Option<Instant>,
 }
 
 impl Record {
@@ -118,7 +134,54 @@ impl Record {
             response_bytes: 0,
             ended: None,
             origin: None,
+            turn: None,
+            queued: Duration::ZERO,
+            is_silent: false,
         }
+    }
+
+    /// One for an exchange with Letta that may outlive this request. It tells nothing by itself.
+    pub fn apart(&self) -> Self {
+        Self {
+            sink: self.sink.clone(),
+            started: self.started,
+            request_id: self.request_id.clone(),
+            client: self.client,
+            method: self.method.clone(),
+            version: self.version,
+            route: self.route,
+            path: None,
+            subject: self.subject.clone(),
+            key: self.key.clone(),
+            upstream: None,
+            attempts: 0,
+            status: 0,
+            reason: None,
+            cause: None,
+            cache: None,
+            sent: None,
+            answered: None,
+            responded: None,
+            request_bytes: 0,
+            response_bytes: 0,
+            ended: None,
+            origin: None,
+            turn: None,
+            queued: Duration::ZERO,
+            is_silent: true,
+        }
+    }
+
+    pub fn exchange(&self) -> Exchange {
+        let Self { upstream, attempts, sent, answered, .. } = self;
+        Exchange { upstream: upstream.clone(), attempts: *attempts, sent: *sent, answered: *answered }
+    }
+
+    /// Takes over what another record saw of the exchange with a replica.
+    pub fn adopt(&mut self, exchange: &Exchange) {
+        let Exchange { upstream, attempts, sent, answered } = exchange;
+        (self.upstream, self.attempts) = (upstream.clone(), *attempts);
+        (self.sent, self.answered) = (*sent, *answered);
     }
 
     /// Notes an error of the gateway's own: its reason, its chain of causes, whose doing it was.
@@ -154,10 +217,10 @@ impl Record {
         let responded = self.responded.filter(|_| self.attempts <= 1)?;
         Some(match (self.sent, self.answered) {
             (Some(sent), Some(answered)) => {
-                sent.saturating_duration_since(self.started) + responded.saturating_duration_since(answered)
+                sent.saturating_duration_since(self.started).saturating_sub(self.queued) + responded.saturating_duration_since(answered)
             }
-            (Some(sent), None) => sent.saturating_duration_since(self.started),
-            (None, _) => responded.saturating_duration_since(self.started),
+            (Some(sent), None) => sent.saturating_duration_since(self.started).saturating_sub(self.queued),
+            (None, _) => responded.saturating_duration_since(self.started).saturating_sub(self.queued),
         })
     }
 }
@@ -179,6 +242,9 @@ impl Watch for Record {
 
 impl Drop for Record {
     fn drop(&mut self) {
+        if self.is_silent {
+            return;
+        }
         if self.ended.is_none() && self.sink.cutoff.is_over() {
             self.failed(&Error::Draining);
         }

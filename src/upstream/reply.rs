@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 use http::{HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -16,13 +16,10 @@ use super::pool::Lease;
 use crate::body::{Body, Permit, Response, Stream};
 use crate::cutoff::{Cutoff, Ear};
 use crate::error::Error;
-use crate::letta::sse::{self, Scanner};
+use crate::letta::sse::{self, Cutter};
 use crate::telemetry::Metrics;
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
-/// Bytes of an unfinished event that are held back at most; a longer one goes out in parts.
-const MOST_HELD: usize = 32 * 1024;
-
 /// How long an answer that has begun may be silent.
 #[derive(Clone, Copy)]
 pub(super) struct Idle {
@@ -36,6 +33,7 @@ pub(super) async fn pass_on(
     lease: Lease,
     load: Permit,
     idle: Idle,
+    is_turn: bool,
     cutoff: &Cutoff,
     metrics: &Arc<Metrics>,
 ) -> Response {
@@ -47,7 +45,12 @@ pub(super) async fn pass_on(
         head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
         head.headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
         head.headers.remove(CONTENT_LENGTH);
-        Body::stream(Events::new(reply, cutoff.ear(), Arc::clone(metrics)))
+        if is_turn {
+            // the turn cuts its events itself, and knows more to say when it breaks off
+            Body::stream(reply)
+        } else {
+            Body::stream(Events::new(reply, cutoff.ear(), Arc::clone(metrics)))
+        }
     } else {
         reply.whole_if_here().await
     };
@@ -164,9 +167,7 @@ impl Stream for Reply {}
 /// end of the drain time breaks it off.
 struct Events {
     reply: Reply,
-    scanner: Scanner,
-    /// The beginning of an event whose end has not come.
-    held: BytesMut,
+    cutter: Cutter,
     /// Set once the client was told that the stream broke off.
     broken: Option<Error>,
     cutoff: Ear,
@@ -175,38 +176,21 @@ struct Events {
 
 impl Events {
     fn new(reply: Reply, cutoff: Ear, metrics: Arc<Metrics>) -> Self {
-        Self { reply, scanner: Scanner::new(), held: BytesMut::new(), broken: None, cutoff, metrics }
-    }
-
-    /// What of `data`, behind what is held, makes whole events.
-    fn whole_events(&mut self, data: Bytes) -> Option<Bytes> {
-        let border = self.scanner.feed(&data);
-        if border == data.len() && self.held.is_empty() {
-            return Some(data);
-        }
-        if border == 0 && self.held.len() + data.len() <= MOST_HELD {
-            self.held.extend_from_slice(&data);
-            return None;
-        }
-        // an event too long to hold goes out as it comes
-        let border = if border == 0 { data.len() } else { border };
-        self.held.extend_from_slice(data.get(..border).unwrap_or_default());
-        let events = self.held.split().freeze();
-        self.held.extend_from_slice(data.get(border..).unwrap_or_default());
-        Some(events)
+        Self { reply, cutter: Cutter::new(), broken: None, cutoff, metrics }
     }
 
     /// The last words of a stream that breaks off.
     fn farewell(&mut self, error: Error) -> Option<Bytes> {
         // what was said after [DONE] or an error of Letta's own is lost to nobody
-        if self.scanner.is_done() || self.scanner.has_error() {
+        let scanner = self.cutter.scanner();
+        if scanner.is_done() || scanner.has_error() {
             return None;
         }
         if !matches!(error, Error::Draining) {
             self.metrics.streams_broken.inc();
         }
-        self.held.clear();
-        let farewell = sse::error_event(self.scanner.run_id(), "stream_incomplete", &error.to_string());
+        let farewell = sse::error_event(scanner.run_id(), "stream_incomplete", &error.to_string());
+        self.cutter.forget_rest();
         self.broken = Some(error);
         Some(farewell)
     }
@@ -229,13 +213,15 @@ impl HttpBody for Events {
         }
         loop {
             let events = match ready!(this.reply.poll_data(cx)) {
-                Some(Ok(data)) => this.whole_events(data),
+                Some(Ok(data)) => this.cutter.whole_events(data),
                 Some(Err(error)) => match this.farewell(error) {
                     Some(farewell) => Some(farewell),
                     None => return Poll::Ready(None),
                 },
-                None if this.held.is_empty() => return Poll::Ready(None),
-                None => Some(this.held.split().freeze()),
+                None => match this.cutter.rest() {
+                    Some(rest) => Some(rest),
+                    None => return Poll::Ready(None),
+                },
             };
             if let Some(events) = events {
                 return Poll::Ready(Some(Ok(Frame::data(events))));
@@ -247,6 +233,6 @@ impl HttpBody for Events {
 impl Stream for Events {
     fn is_told(&self) -> bool {
         // both official clients hang up at [DONE], before the replica has ended the stream
-        self.scanner.is_done()
+        self.cutter.scanner().is_done()
     }
 }

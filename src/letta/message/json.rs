@@ -12,6 +12,8 @@ pub(super) enum Json<'j> {
     Null,
     Bool(bool),
     Number(i128),
+    /// A fraction, or a number beyond 64 bits, by the bits of the nearest double: digits that Letta keeps may be lost.
+    Inexact(u64),
     Text(Cow<'j, str>),
     List(Vec<Self>),
     /// Sorted by key, each key once.
@@ -42,6 +44,16 @@ impl<'j> Json<'j> {
         }
     }
 
+    /// No digit of it was lost.
+    pub(super) fn is_exact(&self) -> bool {
+        match self {
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) => true,
+            Self::Inexact(_) => false,
+            Self::List(list) => list.iter().all(Self::is_exact),
+            Self::Map(fields) => fields.iter().all(|(_, value)| value.is_exact()),
+        }
+    }
+
     /// Writes the value so that no two values are written alike, and none is the beginning of another.
     pub(super) fn encode(&self, to: &mut Vec<u8>) {
         match self {
@@ -51,6 +63,10 @@ impl<'j> Json<'j> {
             Self::Number(number) => {
                 to.push(b'n');
                 to.extend_from_slice(&number.to_be_bytes());
+            }
+            Self::Inexact(bits) => {
+                to.push(b'x');
+                to.extend_from_slice(&bits.to_be_bytes());
             }
             Self::Text(text) => encode_text(text, to),
             Self::List(list) => {
@@ -92,7 +108,7 @@ impl<'de> Visitor<'de> for AnyValue {
     type Value = Json<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("JSON without fractions and duplicate keys")
+        f.write_str("JSON without duplicate keys")
     }
 
     fn visit_unit<E>(self) -> Result<Json<'de>, E> {
@@ -111,9 +127,8 @@ impl<'de> Visitor<'de> for AnyValue {
         Ok(Json::Number(value.into()))
     }
 
-    /// Digits are lost here that Letta keeps, from whole numbers beyond 64 bits, too.
-    fn visit_f64<E: Error>(self, _: f64) -> Result<Json<'de>, E> {
-        Err(E::custom("a fraction or a number beyond 64 bits"))
+    fn visit_f64<E>(self, value: f64) -> Result<Json<'de>, E> {
+        Ok(Json::Inexact(value.to_bits()))
     }
 
     fn visit_str<E>(self, text: &str) -> Result<Json<'de>, E> {

@@ -5,6 +5,7 @@
 
 mod families;
 mod handles;
+mod turns;
 
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -15,6 +16,7 @@ use crate::error::Cause;
 use crate::letta::routes::{ROUTES, Route};
 use families::Families;
 pub use handles::{CacheResult, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+pub use turns::TurnMetrics;
 
 /// The media type of [`Metrics::encode`].
 pub const TEXT_FORMAT: &str = prometheus::TEXT_FORMAT;
@@ -39,6 +41,7 @@ pub struct Metrics {
     pub redis_duration: Histogram,
     pub config_loaded: Gauge,
     pub log_dropped: IntCounter,
+    pub turns: TurnMetrics,
     cache: [(CacheResult, IntCounter); 4],
     routes: Vec<OnceLock<RouteMetrics>>,
     unrouted: RouteMetrics,
@@ -75,6 +78,7 @@ impl Metrics {
             redis_duration: families.redis_duration.clone(),
             config_loaded: families.config_loaded.clone(),
             log_dropped: families.log_dropped.clone(),
+            turns: TurnMetrics::new(&families),
             cache: CacheResult::ALL.map(|result| (result, families.cache.with_label_values(&[result.as_str()]))),
             routes: ROUTES.iter().map(|_| OnceLock::new()).collect(),
             unrouted: RouteMetrics::new(&families, "none", "none"),

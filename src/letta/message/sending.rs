@@ -1,0 +1,179 @@
+//! What a body that sends a message says of the turn it starts: which agent, as a stream or not, and what makes two of
+//! them the same message.
+//!
+//! Unlike the canonical form of the cache this one exists for every body: what is not understood counts byte for byte.
+//! Facts: `letta/schemas/letta_request.py`, `server/rest_api/routers/v1/{agents,conversations,chat_completions}.py`.
+
+use std::borrow::Cow;
+
+use sha2::{Digest, Sha256};
+
+use super::json::{self, Json};
+use super::parts;
+use crate::letta::routes::Sends;
+
+/// What is known of a send before Letta has it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The agent that the body names, where the path does not.
+    pub agent: Option<Box<str>>,
+    /// The answer is to be an event stream.
+    pub streams: bool,
+    /// Letta is to go on without its client.
+    pub background: bool,
+    /// SHA-256 over the `otid`s of the messages, in their order; `None` if no message has one.
+    pub otids: Option<[u8; 32]>,
+    /// SHA-256 over the message without its `otid`s.
+    pub digest: [u8; 32],
+}
+
+impl Sending {
+    /// Reads `body` as the kind of send that its route is.
+    pub fn read(sends: Sends, body: &[u8]) -> Self {
+        let Ok(Json::Map(mut fields)) = json::parse(body) else { return Self::unread(sends, body) };
+        let flag = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        let is = |name: &str, value: bool| flag(name) == Some(&Json::Bool(value));
+        let streams = match sends {
+            Sends::Agent => is("streaming", true),
+            Sends::AgentStream => true,
+            Sends::Conversation => !is("streaming", false),
+            Sends::ChatCompletions => is("stream", true),
+        };
+        let background = is("background", true);
+        let named = match sends {
+            Sends::Agent | Sends::AgentStream => None,
+            Sends::Conversation => flag("agent_id"),
+            Sends::ChatCompletions => flag("model"),
+        };
+        let agent = match named {
+            Some(Json::Text(agent)) => Some(Box::from(&**agent)),
+            _ => None,
+        };
+        let mut otids = Otids::default();
+        if sends != Sends::ChatCompletions {
+            for (name, value) in &mut fields {
+                match (&**name, &mut *value) {
+                    ("messages", Json::List(messages)) => messages.iter_mut().for_each(|message| otids.take(message)),
+                    ("input", input @ (Json::Text(_) | Json::List(_))) => {
+                        let content = (Cow::Borrowed("content"), std::mem::take(input));
+                        let role = (Cow::Borrowed("role"), Json::Text(Cow::Borrowed("user")));
+                        let mut message = Json::Map(vec![content, role]);
+                        otids.take(&mut message);
+                        (*name, *value) = (Cow::Borrowed("messages"), Json::List(vec![message]));
+                    }
+                    _ => {}
+                }
+            }
+            fields.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
+        }
+        let mut encoded = Vec::with_capacity(body.len() + 64);
+        Json::Map(fields).encode(&mut encoded);
+        Self { agent, streams, background, otids: otids.digest(), digest: Sha256::digest(&encoded).into() }
+    }
+
+    /// Of a body that Letta is going to refuse, or that only it can read.
+    pub fn unread(sends: Sends, body: &[u8]) -> Self {
+        let streams = matches!(sends, Sends::AgentStream | Sends::Conversation);
+        Self { agent: None, streams, background: false, otids: None, digest: Sha256::digest(body).into() }
+    }
+}
+
+/// The `otid`s of a request's messages.
+#[derive(Default)]
+struct Otids(Option<Sha256>);
+
+impl Otids {
+    /// Takes from `message` what names the sending, and brings its content to one form.
+    fn take(&mut self, message: &mut Json<'_>) {
+        let Json::Map(fields) = message else { return };
+        fields.retain(|(name, value)| match (&**name, value) {
+            ("otid", Json::Text(otid)) => {
+                let hash = self.0.get_or_insert_default();
+                hash.update((otid.len() as u64).to_be_bytes());
+                hash.update(otid.as_bytes());
+                false
+            }
+            ("otid" | "batch_item_id", Json::Null) => false,
+            ("type", Json::Text(kind)) => kind != "message",
+            _ => true,
+        });
+        for (name, value) in fields {
+            if name == "content" && matches!(value, Json::Text(_)) {
+                let text = std::mem::take(value);
+                *value = parts(text).unwrap_or_default();
+            }
+        }
+    }
+
+    fn digest(self) -> Option<[u8; 32]> {
+        self.0.map(|hash| hash.finalize().into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn agent(body: &str) -> Sending {
+        Sending::read(Sends::Agent, body.as_bytes())
+    }
+
+    #[test]
+    fn the_same_message_has_one_digest_however_it_is_written() {
+        let one = agent(r#"{"messages":[{"role":"user","content":"hi"}]}"#);
+        for same in [
+            r#"{"input":"hi"}"#,
+            r#"{ "messages" : [ { "content":"hi", "role":"user", "type":"message" } ] }"#,
+            r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}],"otid":null}]}"#,
+            r#"{"messages":[{"role":"user","content":"hi","otid":"a-name-of-the-sending"}]}"#,
+        ] {
+            assert_eq!(agent(same).digest, one.digest, "{same}");
+        }
+        for other in [
+            r#"{"input":"hi "}"#,
+            r#"{"messages":[{"role":"system","content":"hi"}]}"#,
+            r#"{"input":"hi","max_steps":3}"#,
+            r#"{"input":"hi","streaming":true}"#,
+            r#"{"messages":[{"role":"user","content":"hi"},{"role":"user","content":"hi"}]}"#,
+            r#"{"messages":[{"type":"approval","approve":true,"approval_request_id":"message-1"}]}"#,
+            "hi",
+        ] {
+            assert_ne!(agent(other).digest, one.digest, "{other}");
+        }
+    }
+
+    #[test]
+    fn otids_are_told_apart_by_text_and_order() {
+        let with = |otids: [&str; 2]| {
+            let [one, two] = otids.map(|otid| format!(r#"{{"role":"user","content":"hi","otid":"{otid}"}}"#));
+            agent(&format!(r#"{{"messages":[{one},{two}]}}"#)).otids
+        };
+        assert_eq!(with(["a", "b"]), with(["a", "b"]));
+        assert_ne!(with(["a", "b"]), with(["b", "a"]));
+        assert_ne!(with(["ab", "c"]), with(["a", "bc"]));
+        assert_eq!(agent(r#"{"input":"hi"}"#).otids, None);
+    }
+
+    #[test]
+    fn each_kind_of_send_says_in_its_own_way_whether_it_streams() {
+        for (sends, body, streams) in [
+            (Sends::Agent, "{}", false),
+            (Sends::Agent, r#"{"streaming":true}"#, true),
+            (Sends::AgentStream, r#"{"streaming":false}"#, true),
+            (Sends::Conversation, "{}", true),
+            (Sends::Conversation, r#"{"streaming":false}"#, false),
+            (Sends::ChatCompletions, "{}", false),
+            (Sends::ChatCompletions, r#"{"stream":true,"temperature":0.7}"#, true),
+        ] {
+            assert_eq!(Sending::read(sends, body.as_bytes()).streams, streams, "{sends:?} {body}");
+        }
+    }
+
+    #[test]
+    fn a_body_names_its_agent_where_the_path_does_not() {
+        let named = |sends, body: &str| Sending::read(sends, body.as_bytes()).agent;
+        assert_eq!(named(Sends::Conversation, r#"{"agent_id":"agent-1"}"#).as_deref(), Some("agent-1"));
+        assert_eq!(named(Sends::ChatCompletions, r#"{"model":"agent-1","top_p":0.5}"#).as_deref(), Some("agent-1"));
+        assert_eq!(named(Sends::Agent, r#"{"agent_id":"agent-1"}"#), None);
+    }
+}
