@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -199,6 +199,7 @@ impl Gateway {
                 for endpoint in &pipeline.endpoints {
                     endpoint.tell(now);
                 }
+                pipeline.turns.upkeep(now);
             }
         };
         self.tasks.spawn(end.run_until_cancelled_owned(upkeep));
@@ -265,13 +266,17 @@ impl Gateway {
     /// left to end.
     pub async fn drain(&self, patience: Duration) -> bool {
         self.shared.draining.store(true, Ordering::Relaxed);
+        let until = Instant::now() + patience;
         let cut_off = self.stop.finish(patience).await;
+        // turns whose clients have left
+        let turns = Arc::clone(&self.shared.pipeline.load().turns);
+        let all_over = timeout_at(until, turns.idle()).await.is_ok();
         self.end.cancel();
         self.shared.checks.load().cancel();
         self.tasks.close();
         let _ = timeout(LAST_LINES, self.tasks.wait()).await;
         self.shared.sink.access.close(LAST_LINES);
-        cut_off == 0
+        cut_off == 0 && all_over
     }
 }
 

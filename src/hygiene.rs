@@ -18,7 +18,6 @@ use http_body::Body as _;
 
 use crate::auth::Parts;
 use crate::body::{Request, Response};
-use crate::cache::Forward;
 use crate::error::Error;
 use crate::hop::{end_hop, remove_all};
 use crate::letta::headers::client_may_set;
@@ -27,6 +26,7 @@ use crate::listen::Peer;
 use crate::record::X_REQUEST_ID;
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
+use crate::turn::Dispatch;
 use watch::Watch;
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -75,9 +75,9 @@ impl Hygiene {
     }
 }
 
-impl<Next: Handle<Outbound>> Step<Forward, Next> for Hygiene {
-    async fn call(&self, forward: Forward, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let Parts { mut request, peer, route, subject, key } = forward.into_parts();
+impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
+    async fn call(&self, dispatch: Dispatch, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let Parts { mut request, peer, route, subject, key } = dispatch.into_parts();
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
         *request.version_mut() = Version::HTTP_11;
         // an upgrade would be one to hyper's client too

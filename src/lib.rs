@@ -21,6 +21,7 @@ pub mod route; //     the target, read once and strictly -> which Letta endpoint
 pub mod auth; //      bearer -> key (by digest) -> may this key do that
 pub mod limits; //    rate and requests in flight of each key
 pub mod cache; //     answers a repeated agent:message
+pub mod turn; //      every message reaches its agent exactly once, in order: registry, log, followers, lanes
 pub mod hygiene; //   what of a message may pass, in both directions: hop-by-hop names, credentials, Location
 pub mod retry; //     whether another attempt is safe and affordable
 pub mod balance; //   picks a replica for one attempt; health and ejection

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use tower::ServiceBuilder;
+use tower::layer::layer_fn;
 
 use crate::auth::Auth;
 use crate::balance::{Balance, Endpoint};
@@ -18,6 +19,7 @@ use crate::route::Router;
 use crate::step::{Layer, Stacked};
 use crate::store::{self, Store};
 use crate::telemetry::record::Sink;
+use crate::turn::Turns;
 use crate::upstream::{Pool, Upstream};
 
 /// The whole stack as one type: a request's way through it is one future.
@@ -28,16 +30,20 @@ type Stack = Recorder<
             Router,
             Stacked<
                 Auth,
-                Stacked<Limits, Stacked<Cache, Stacked<Hygiene, Stacked<Retry, Stacked<Balance, Upstream>>>>>,
+                Stacked<Limits, Stacked<Cache, Stacked<Turns, Arc<Below>>>>,
             >,
         >,
     >,
 >;
 
+/// What a turn goes through without its client.
+type Below = Stacked<Hygiene, Stacked<Retry, Stacked<Balance, Upstream>>>;
+
 /// One configuration at work, and what the next one takes over from it.
 pub struct Pipeline {
     pub stack: Stack,
     pub limits: Arc<Limits>,
+    pub turns: Arc<Turns>,
     pub store: Store,
     /// The store is Redis.
     pub is_store_shared: bool,
@@ -68,6 +74,8 @@ impl Pipeline {
         );
         let pools = upstream.pools().to_vec();
 
+        let turns = Arc::new(Turns::new(&settings.turns, sink, previous.map(|previous| &*previous.turns)));
+
         let steps = ServiceBuilder::new()
             // a preflight carries no key and names no route of Letta's
             .layer(Layer::new(Cors::new(&settings.cors)))
@@ -81,6 +89,10 @@ impl Pipeline {
                 Arc::clone(metrics),
                 settings.upstream.timeouts.request,
             )))
+            // a kept answer starts no turn
+            .layer(Layer::shared(&turns))
+            // a turn outlives the request that started it
+            .layer(layer_fn(Arc::new))
             // once, before the first attempt: no second one can go out unclean
             .layer(Layer::new(Hygiene::new(
                 settings.upstream.password.as_deref(),
@@ -93,6 +105,6 @@ impl Pipeline {
             .service(upstream);
 
         let stack = Recorder::new(sink.clone(), cors::response_headers, steps);
-        Ok(Self { stack, limits, store, is_store_shared: settings.redis.is_some(), endpoints, pools })
+        Ok(Self { stack, limits, turns, store, is_store_shared: settings.redis.is_some(), endpoints, pools })
     }
 }

@@ -44,6 +44,13 @@ where
     }
 }
 
+/// What is below a step that hands on requests in tasks of their own.
+impl<H: Handle<Request>, Request> Handle<Request> for Arc<H> {
+    fn handle(&self, request: Request, record: &mut Record) -> impl Future<Output = Result<Response, Error>> + Send {
+        H::handle(self, request, record)
+    }
+}
+
 /// Makes a step a [`tower::Layer`], so that `ServiceBuilder` stacks it in reading order.
 pub struct Layer<S>(Arc<S>);
 

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::hop::end_hop;
 use crate::letta::message::canonical;
 use crate::letta::routes::{Route, Sends};
-use crate::limits::Within;
+use crate::limits::{Seat, Within};
 use crate::step::{Handle, Step};
 use crate::store::{self, Entry, Store};
 use crate::telemetry::metrics::CacheResult;
@@ -31,6 +31,7 @@ const LONGEST_MESSAGE: usize = 256 * 1024;
 /// A request that Letta is to answer.
 pub struct Forward {
     parts: Parts,
+    seat: Option<Seat>,
 }
 
 impl Forward {
@@ -38,8 +39,8 @@ impl Forward {
         self.parts.route
     }
 
-    pub fn into_parts(self) -> Parts {
-        self.parts
+    pub fn into_parts(self) -> (Parts, Option<Seat>) {
+        (self.parts, self.seat)
     }
 }
 
@@ -186,10 +187,10 @@ fn is_plain_json(headers: &HeaderMap) -> bool {
 
 impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
     async fn call(&self, within: Within, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let Parts { request, peer, route, subject, key } = within.into_parts();
+        let (Parts { request, peer, route, subject, key }, seat) = within.into_parts();
         // a message without a key does not get here; if it did, it would have no scope to share answers in
         let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
-            return next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await;
+            return next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await;
         };
         // boxed: most requests are not looked for, and theirs must not be the larger future
         let (request, then) = match Box::pin(self.look(request, agent, &asker.id)).await? {
@@ -201,7 +202,7 @@ impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
             Looked::Forward { request, then } => (request, then),
         };
         self.tell(then.result(), record);
-        let response = next.handle(Forward { parts: Parts { request, peer, route, subject, key } }, record).await?;
+        let response = next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await?;
         Ok(then.answered(response))
     }
 }

@@ -54,7 +54,7 @@ struct Letta {
 impl Handle<Forward> for Letta {
     async fn handle(&self, forward: Forward, _: &mut Record) -> Result<Response, Error> {
         self.arrived.send(()).unwrap();
-        let body = forward.into_parts().request.into_body().collect().await?.to_bytes();
+        let body = forward.into_parts().0.request.into_body().collect().await?.to_bytes();
         self.seen.lock().unwrap().push(body);
         Ok((self.script)())
     }

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::{admin, auth, balance, cache, cors, limits, listen, store, telemetry, upstream};
+use crate::{admin, auth, balance, cache, cors, limits, listen, store, telemetry, turn, upstream};
 
 mod document;
 mod expand;
@@ -47,6 +47,7 @@ pub struct Settings {
     /// None: the store is in this process.
     pub redis: Option<store::RedisSettings>,
     pub cache: cache::Settings,
+    pub turns: turn::Settings,
     pub cors: cors::Settings,
     pub log: telemetry::diagnostics::Settings,
     /// How long streams may go on after SIGTERM.

@@ -5,6 +5,7 @@ pub mod fault;
 pub mod fields;
 pub mod headers;
 pub mod message;
+pub mod repeat;
 pub mod reply;
 pub mod routes;
 pub mod sse;

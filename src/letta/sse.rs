@@ -224,6 +224,12 @@ fn field<'l>(line: &'l [u8], name: &[u8]) -> Option<&'l [u8]> {
     Some(value.strip_prefix(b" ").unwrap_or(value))
 }
 
+/// The same in the OpenAI dialect.
+pub fn openai_error(kind: &str, message: &str) -> Bytes {
+    let json = serde_json::json!({ "error": { "message": message, "type": kind } });
+    Bytes::from(format!("data: {json}\n\ndata: [DONE]\n\n"))
+}
+
 /// The end of a stream that Letta could not end itself: an error event in its own shape, then `[DONE]`. Belongs behind a
 /// border between events.
 pub fn error_event(run_id: Option<&str>, error_type: &str, message: &str) -> Bytes {

@@ -4,6 +4,7 @@
 //! flight always.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -40,13 +41,34 @@ struct Allowance {
     metrics: Arc<KeyMetrics>,
 }
 
-/// A request that may go on.
-#[derive(Debug)]
-pub(super) struct Admission {
-    /// Dropped when the response has ended.
-    pub permit: Permit,
-    /// None: the plan has no rate.
-    pub left: Option<Left>,
+/// A place among the requests in flight of one key.
+pub struct Seat(Place);
+
+enum Place {
+    Taken(Permit),
+    Full(Refusal, Arc<KeyMetrics>),
+}
+
+impl fmt::Debug for Seat {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            Place::Taken(_) => "Seat(taken)",
+            Place::Full(..) => "Seat(full)",
+        })
+    }
+}
+
+impl Seat {
+    /// The place, if there was one.
+    pub fn take(self) -> Result<Permit, Error> {
+        match self.0 {
+            Place::Taken(permit) => Ok(permit),
+            Place::Full(refusal, metrics) => {
+                metrics.refused(refusal.window).inc();
+                Err(Error::Limited(refusal))
+            }
+        }
+    }
 }
 
 impl Limits {
@@ -88,22 +110,28 @@ impl Limits {
         Self { table: Arc::new(Table { allowances, rates }) }
     }
 
-    /// Spends one request of the key's.
-    pub(super) fn admit(&self, key: &str) -> Result<Admission, Error> {
+    /// Spends one request of the key's: its place in flight, and what is left of the rate (`None`: the plan has none).
+    /// `may_repeat`: it may turn out to need no place, and goes on without one if there is none.
+    pub(super) fn admit(&self, key: &str, may_repeat: bool) -> Result<(Seat, Option<Left>), Error> {
         let allowance = self.table.allowances.get(key).ok_or_else(|| Error::Internal("a key without a plan".into()))?;
         let refused = |refusal: Refusal| {
             allowance.metrics.refused(refusal.window).inc();
             Error::Limited(refusal)
         };
         // a permit that the rate then refuses is dropped, a spent request could not be given back
-        let permit =
-            allowance.in_flight.take(allowance.most).ok_or_else(|| refused(too_many_in_flight(allowance.most)))?;
+        let seat = match allowance.in_flight.take(allowance.most) {
+            Some(permit) => Place::Taken(permit),
+            None if may_repeat => {
+                Place::Full(too_many_in_flight(allowance.most), Arc::clone(&allowance.metrics))
+            }
+            None => return Err(refused(too_many_in_flight(allowance.most))),
+        };
         let left = match &allowance.rate {
             Some(rate) => Some(rate.spend(&allowance.spender).map_err(refused)?),
             None => None,
         };
         allowance.metrics.admitted.inc();
-        Ok(Admission { permit, left })
+        Ok((Seat(seat), left))
     }
 
     /// Requests of the key's in flight now.

@@ -12,7 +12,7 @@ mod tests;
 
 use std::time::Duration;
 
-pub use allowance::Limits;
+pub use allowance::{Limits, Seat};
 pub use rate::Left;
 pub use step::Within;
 

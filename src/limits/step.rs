@@ -2,10 +2,12 @@
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::allowance::Seat;
 use super::{Left, Limits};
 use crate::auth::{Admitted, Parts};
 use crate::body::{Request, Response};
 use crate::error::{Error, whole_seconds};
+use crate::letta::repeat::Repeat;
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
 
@@ -16,6 +18,7 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// A request within the limits of its key, or one that needs no key.
 pub struct Within {
     parts: Parts,
+    seat: Option<Seat>,
 }
 
 impl Within {
@@ -23,22 +26,29 @@ impl Within {
         &self.parts.request
     }
 
-    pub fn into_parts(self) -> Parts {
-        self.parts
+    /// The place in flight comes with a send: it is its turn that is in flight, with or without its client.
+    pub fn into_parts(self) -> (Parts, Option<Seat>) {
+        (self.parts, self.seat)
     }
 }
 
 impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
     async fn call(&self, admitted: Admitted, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let parts = admitted.into_parts();
-        let Some(key) = &parts.key else { return next.handle(Within { parts }, record).await };
-        let admission = self.admit(&key.id)?;
-        let mut response = next.handle(Within { parts }, record).await?;
-        if let Some(left) = admission.left {
+        let Some(key) = &parts.key else { return next.handle(Within { parts, seat: None }, record).await };
+        let is_send = parts.route.sends.is_some();
+        // a repeat needs no place of its own: its turn has one
+        let may_repeat = is_send && Repeat::of(parts.request.headers()).is_said();
+        let (seat, left) = self.admit(&key.id, may_repeat)?;
+        let (seat, permit) = if is_send { (Some(seat), None) } else { (None, Some(seat.take()?)) };
+        let mut response = next.handle(Within { parts, seat }, record).await?;
+        if let Some(left) = left {
             tell(left, response.headers_mut());
         }
-        let permit = admission.permit;
-        Ok(response.map(|body| body.holding(permit)))
+        Ok(match permit {
+            Some(permit) => response.map(|body| body.holding(permit)),
+            None => response,
+        })
     }
 }
 

@@ -30,7 +30,7 @@ fn limits(plan: Plan, metrics: &Metrics) -> Limits {
 }
 
 fn refusal(limits: &Limits, key: &str) -> Refusal {
-    match limits.admit(key) {
+    match limits.admit(key, false) {
         Err(Error::Limited(refusal)) => refusal,
         other => panic!("not refused: {other:?}"),
     }
@@ -68,8 +68,8 @@ fn any_rate_makes_a_limiter() {
         for per in [Duration::ZERO, Duration::from_nanos(1), Duration::MAX] {
             for burst in [0, 1, u32::MAX] {
                 let limits = limits(plan("p", Rate { requests, per, burst }, None), &Metrics::new());
-                assert!(limits.admit("a").is_ok(), "{requests} per {per:?}, {burst} at once");
-                let _ = limits.admit("a");
+                assert!(limits.admit("a", false).is_ok(), "{requests} per {per:?}, {burst} at once");
+                let _ = limits.admit("a", false);
             }
         }
     }
@@ -85,7 +85,7 @@ fn exactly_the_burst_is_admitted_however_many_ask_at_once() {
         for _ in 0..8 {
             scope.spawn(|| {
                 for _ in 0..100 {
-                    admitted.fetch_add(u32::from(limits.admit("a").is_ok()), Ordering::Relaxed);
+                    admitted.fetch_add(u32::from(limits.admit("a", false).is_ok()), Ordering::Relaxed);
                 }
             });
         }
@@ -103,7 +103,7 @@ fn never_more_in_flight_than_the_plan_says_however_many_ask_at_once() {
         for _ in 0..16 {
             scope.spawn(|| {
                 for _ in 0..200 {
-                    if let Ok(_admission) = limits.admit("a") {
+                    if let Ok(_admission) = limits.admit("a", false) {
                         most.fetch_max(limits.in_flight("a"), Ordering::Relaxed);
                         std::thread::yield_now();
                     }
@@ -120,7 +120,7 @@ fn a_refusal_by_one_limit_does_not_spend_the_other() {
     let metrics = Metrics::new();
     let rate = Rate { burst: 2, ..ONE };
     let limits = limits(plan("p", rate, 1), &metrics);
-    let first = limits.admit("a").unwrap();
+    let first = limits.admit("a", false).unwrap();
     for _ in 0..10 {
         let refused = refusal(&limits, "a");
         assert_eq!((refused.window, refused.limit), (Window::InFlight, 1));
@@ -128,7 +128,7 @@ fn a_refusal_by_one_limit_does_not_spend_the_other() {
     }
     drop(first);
     // the ten spent nothing of the burst
-    drop(limits.admit("a").unwrap());
+    drop(limits.admit("a", false).unwrap());
     assert_eq!(refusal(&limits, "a").window, Window::Rate);
     // and that one holds no place
     assert_eq!(limits.in_flight("a"), 0);
@@ -139,23 +139,23 @@ fn a_refusal_by_one_limit_does_not_spend_the_other() {
 #[test]
 fn one_key_does_not_spend_what_is_anothers() {
     let limits = limits(plan("p", ONE, 1), &Metrics::new());
-    let _held = limits.admit("a").unwrap();
-    assert!(limits.admit("a").is_err());
-    assert!(limits.admit("b").is_ok());
+    let _held = limits.admit("a", false).unwrap();
+    assert!(limits.admit("a", false).is_err());
+    assert!(limits.admit("b", false).is_ok());
 }
 
 #[test]
 fn a_plan_without_limits_refuses_nothing_but_counts() {
     let limits = limits(plan("p", None, None), &Metrics::new());
-    let held: Vec<_> = (0..1000).map(|_| limits.admit("a").unwrap()).collect();
-    assert!(held.iter().all(|admission| admission.left.is_none()));
+    let held: Vec<_> = (0..1000).map(|_| limits.admit("a", false).unwrap()).collect();
+    assert!(held.iter().all(|(_, left)| left.is_none()));
     assert_eq!(limits.in_flight("a"), 1000);
 }
 
 #[test]
 fn a_key_without_a_plan_does_not_pass() {
     let limits = Limits::new(&[], &[key("a", "gone")], &Metrics::new(), None);
-    assert!(matches!(limits.admit("a"), Err(Error::Internal(_))));
+    assert!(matches!(limits.admit("a", false), Err(Error::Internal(_))));
 }
 
 #[tokio::test]
@@ -163,48 +163,48 @@ async fn a_place_is_held_until_the_last_byte_of_the_stream() {
     let metrics = Metrics::new();
     let limits = limits(plan("p", None, 1), &metrics);
     let (frames, body) = stream();
-    let admission = limits.admit("a").unwrap();
-    let mut body = Body::stream(body).holding(admission.permit);
+    let admission = limits.admit("a", false).unwrap();
+    let mut body = Body::stream(body).holding(admission.0.take().unwrap());
     let gauge = metrics.key("a").in_flight.clone();
 
     frames.send("first").unwrap();
     assert_eq!(next(&mut body).await.unwrap(), "first");
-    assert!(limits.admit("a").is_err());
+    assert!(limits.admit("a", false).is_err());
     assert_eq!(gauge.get(), 1);
     drop(frames);
     assert!(next(&mut body).await.is_none());
     assert_eq!((limits.in_flight("a"), gauge.get()), (0, 0));
-    assert!(limits.admit("a").is_ok());
+    assert!(limits.admit("a", false).is_ok());
 }
 
 #[tokio::test]
 async fn a_client_that_leaves_gives_its_place_back() {
     let limits = limits(plan("p", None, 1), &Metrics::new());
     let (_frames, body) = stream();
-    let body = Body::stream(body).holding(limits.admit("a").unwrap().permit);
-    assert!(limits.admit("a").is_err());
+    let body = Body::stream(body).holding(limits.admit("a", false).unwrap().0.take().unwrap());
+    assert!(limits.admit("a", false).is_err());
     drop(body);
-    assert!(limits.admit("a").is_ok());
+    assert!(limits.admit("a", false).is_ok());
 }
 
 #[test]
 fn a_reload_keeps_what_was_spent_and_who_is_in_flight() {
     let metrics = Metrics::new();
     let before = limits(plan("p", ONE, 2), &metrics);
-    let held = before.admit("a").unwrap();
+    let held = before.admit("a", false).unwrap();
 
     // the same rate under another name, one more key
     let keys = [key("a", "q"), key("b", "q"), key("c", "q")];
     let after = Limits::new(&[plan("q", ONE, 2)], &keys, &metrics, Some(&before));
     assert_eq!(refusal(&after, "a").window, Window::Rate);
-    assert!(after.admit("b").is_ok() && after.admit("c").is_ok());
+    assert!(after.admit("b", false).is_ok() && after.admit("c", false).is_ok());
 
     // another rate starts anew; the request in flight is still counted
     let faster = Rate { requests: 2, ..ONE };
     let after = Limits::new(&[plan("q", faster, 1)], &keys, &metrics, Some(&after));
     assert_eq!(refusal(&after, "a").window, Window::InFlight);
     drop(held);
-    assert!(after.admit("a").is_ok());
+    assert!(after.admit("a", false).is_ok());
     assert_eq!(metrics.key("a").in_flight.get(), 0);
 }
 
@@ -233,4 +233,18 @@ impl crate::body::Stream for Fed {}
 async fn next(body: &mut Body) -> Option<Bytes> {
     use http_body_util::BodyExt as _;
     body.frame().await.map(|frame| frame.unwrap().into_data().unwrap())
+}
+
+#[test]
+fn a_repeat_goes_on_without_a_place_and_gets_none_that_is_not_there() {
+    let metrics = Metrics::new();
+    let limits = limits(plan("p", PLENTY, 1), &metrics);
+    let (held, _) = limits.admit("a", true).unwrap();
+    let held = held.take().unwrap();
+    let (full, left) = limits.admit("a", true).unwrap();
+    assert!(left.is_some(), "a repeat spends of the rate");
+    assert_eq!(limits.in_flight("a"), 1);
+    assert!(matches!(full.take(), Err(Error::Limited(refusal)) if refusal.window == Window::InFlight));
+    drop(held);
+    assert_eq!(limits.in_flight("a"), 0);
 }

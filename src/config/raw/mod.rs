@@ -13,9 +13,11 @@ use super::units::{ByteSize, DurationText};
 use super::workers::Workers;
 
 mod listener;
+mod turns;
 mod upstream;
 
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
+pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, Turns};
 pub(super) use upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
 
 /// Configuration of letta-gateway.
@@ -37,6 +39,8 @@ pub(super) struct Config {
     pub store: Store,
     /// Answers to repeated messages; off until agents are named.
     pub cache: Cache,
+    /// Messages to agents: sent once, in order, whatever their clients do.
+    pub turns: Turns,
     /// Browsers of other origins.
     pub cors: Cors,
     /// What is told on standard output and standard error.
@@ -57,6 +61,7 @@ impl Default for Config {
             plans: BTreeMap::from([(DEFAULT_PLAN.to_owned(), Plan::standard())]),
             store: Store::default(),
             cache: Cache::default(),
+            turns: Turns::default(),
             cors: Cors::default(),
             log: Log::default(),
             drain: DurationText::secs(30),

@@ -19,6 +19,7 @@ use crate::{cache, cors, store, telemetry};
 
 mod keys;
 mod listeners;
+mod turns;
 mod upstream;
 
 pub use keys::is_key_id;
@@ -45,7 +46,7 @@ pub(super) struct Known {
 pub(super) fn check(raw: raw::Config, path: &Path, known: Known) -> Result<Settings, Problems> {
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut check = Check { known, folder, warnings: Vec::new(), files: Vec::new() };
-    let raw::Config { listeners, admin, upstreams, keys, plans, store, cache, cors, log, drain, workers } = raw;
+    let raw::Config { listeners, admin, upstreams, keys, plans, store, cache, turns, cors, log, drain, workers } = raw;
     let listeners = check.listeners(listeners);
     let admin = check.admin(admin, &listeners);
     let (balance, upstream) = check.upstreams(upstreams);
@@ -59,6 +60,7 @@ pub(super) fn check(raw: raw::Config, path: &Path, known: Known) -> Result<Setti
         plans: check.plans(plans),
         redis: check.store(store),
         cache: check.cache(cache),
+        turns: check.turns(turns),
         cors: check.cors(cors),
         log: check.log(log),
         drain: check.duration("drain", drain, Duration::ZERO..=DAY),

@@ -11,7 +11,7 @@ pub struct TurnMetrics {
     end_turn: IntCounter,
     pub running: IntGauge,
     pub waiting: IntGauge,
-    pub detached: IntGauge,
+    pub detached: IntCounter,
     pub kept: IntGauge,
     pub log_bytes: IntGauge,
     repeats: IntCounterVec,

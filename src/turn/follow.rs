@@ -1,0 +1,286 @@
+//! The clients of a turn: each reads the log from its beginning, at its own pace.
+//!
+//! On a stream a silence is filled with comments (the WHATWG's HTML §9.2.6, a line that begins with a colon), so that
+//! nothing on the way takes a thinking agent for a dead connection. Comments stand between events, never in one.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep};
+use tokio_util::task::TaskTracker;
+
+use super::log::{Head, Phase};
+use super::turn::Turn;
+use crate::body::Stream;
+use crate::cutoff::Ear;
+use crate::error::Error;
+use crate::letta::sse;
+use crate::telemetry::Metrics;
+
+/// Bytes of an answer that is told in an event, because the head of the stream is out already.
+const LONGEST_REFUSAL: usize = 4 * 1024;
+
+/// A place at the log of a turn.
+pub(super) struct Follower {
+    turn: Arc<Turn>,
+    place: usize,
+    metrics: Arc<Metrics>,
+}
+
+impl Follower {
+    pub(super) fn of(turn: &Arc<Turn>, metrics: &Arc<Metrics>) -> Result<Self, Error> {
+        let place = turn.log.enter().ok_or_else(|| Error::AnswerNotKept { run: turn.run().map(Box::from) })?;
+        Ok(Self { turn: Arc::clone(turn), place, metrics: Arc::clone(metrics) })
+    }
+
+    pub(super) fn turn(&self) -> &Arc<Turn> {
+        &self.turn
+    }
+
+    pub(super) async fn head(&self) -> Result<Head, Error> {
+        std::future::poll_fn(|cx| self.turn.log.poll_head(self.place, cx)).await
+    }
+
+    /// The answer, if it is over and one piece.
+    pub(super) fn whole(&self) -> Option<Bytes> {
+        self.turn.log.whole(self.place)
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        if self.turn.log.leave(self.place) {
+            self.metrics.turns.detached.inc();
+        }
+    }
+}
+
+/// An engine that is driven by the task of the client it works for, until that leaves: then it gets a task of its own.
+pub(super) struct Driven {
+    engine: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    turn: Arc<Turn>,
+    tasks: TaskTracker,
+}
+
+impl Driven {
+    pub(super) fn new(engine: impl Future<Output = ()> + Send + 'static, turn: &Arc<Turn>, tasks: &TaskTracker) -> Self {
+        Self { engine: Some(Box::pin(engine)), turn: Arc::clone(turn), tasks: tasks.clone() }
+    }
+
+    /// The head of the answer; once it is there the engine goes on by itself.
+    pub(super) async fn head(mut self, follower: &Follower) -> Result<Head, Error> {
+        std::future::poll_fn(|cx| {
+            let Some(engine) = &mut self.engine else { return Poll::Ready(()) };
+            if engine.as_mut().poll(cx).is_ready() {
+                self.engine = None;
+                return Poll::Ready(());
+            }
+            if self.turn.log.has_head() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+        drop(self);
+        follower.head().await
+    }
+}
+
+impl Drop for Driven {
+    fn drop(&mut self) {
+        // what Letta has not begun with ends with its last follower: the engine sees to that itself
+        if let Some(engine) = self.engine.take() {
+            self.tasks.spawn(engine);
+        }
+    }
+}
+
+/// What a stream's followers are told while nothing comes.
+pub(super) struct Keepalive {
+    every: Duration,
+    silent_since: Instant,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+impl Keepalive {
+    pub(super) fn new(every: Duration) -> Self {
+        Self { every, silent_since: Instant::now(), timer: None }
+    }
+
+    /// One whose first silence is over.
+    pub(super) fn due(every: Duration) -> Self {
+        let now = Instant::now();
+        Self { every, silent_since: now.checked_sub(every).unwrap_or(now), timer: None }
+    }
+
+    /// Ready after each such silence.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.every.is_zero() {
+            return Poll::Pending;
+        }
+        loop {
+            let due = self.silent_since + self.every;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+            if timer.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+            let now = Instant::now();
+            // an event that came meanwhile has only moved the beginning of the silence
+            let is_due = now >= due;
+            if is_due {
+                self.silent_since = now;
+            }
+            timer.as_mut().reset(self.silent_since + self.every);
+            if is_due {
+                return Poll::Ready(());
+            }
+        }
+    }
+}
+
+/// The body of a follower's response.
+pub(super) struct Following {
+    follower: Follower,
+    stage: Stage,
+    /// None: the answer is no event stream.
+    keepalive: Option<Keepalive>,
+    cutoff: Ear,
+    /// Bytes of the log that the client has already.
+    skip: u64,
+    /// Set once the client was told that the stream broke off.
+    broken: Option<Error>,
+}
+
+enum Stage {
+    /// The response has begun without it.
+    Head,
+    Pieces,
+    /// The answer is none that the stream could become: its text is told in an event.
+    Refusal(StatusCode, BytesMut),
+    Over,
+}
+
+impl Following {
+    /// The body of a response whose head was the turn's.
+    pub(super) fn after_head(follower: Follower, keepalive: Option<Keepalive>, cutoff: Ear) -> Self {
+        Self { follower, stage: Stage::Pieces, keepalive, cutoff, skip: 0, broken: None }
+    }
+
+    /// The body of a stream that has begun without an answer.
+    pub(super) fn ahead_of_head(follower: Follower, keepalive: Keepalive, cutoff: Ear) -> Self {
+        Self { follower, stage: Stage::Head, keepalive: Some(keepalive), cutoff, skip: 0, broken: None }
+    }
+
+    /// Leaves out the first `bytes` of the log.
+    pub(super) fn skipping(mut self, bytes: u64) -> Self {
+        self.skip = bytes;
+        self
+    }
+
+    fn farewell(&mut self, error: Error) -> Bytes {
+        let turn = &self.follower.turn;
+        let (kind, text) = (error.reason(), error.to_string());
+        self.stage = Stage::Over;
+        self.broken = Some(error);
+        turn.error_event(kind, &text)
+    }
+
+    /// The next bytes; `None` is the end.
+    fn poll_log(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        loop {
+            let Follower { turn, place, .. } = &self.follower;
+            match &mut self.stage {
+                Stage::Over => return Poll::Ready(None),
+                Stage::Head => match std::task::ready!(turn.log.poll_head(*place, cx)) {
+                    Ok(head) if head.status == StatusCode::OK && sse::is_event_stream(&head.headers) => {
+                        self.stage = Stage::Pieces;
+                    }
+                    Ok(head) => self.stage = Stage::Refusal(head.status, BytesMut::new()),
+                    Err(error) => {
+                        let farewell = self.farewell(error);
+                        return Poll::Ready(Some(Ok(farewell)));
+                    }
+                },
+                Stage::Pieces => {
+                    let mut piece = match std::task::ready!(turn.log.poll_piece(*place, cx)) {
+                        Some(Ok(piece)) => piece,
+                        other => return Poll::Ready(other),
+                    };
+                    let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
+                    self.skip -= skipped as u64;
+                    let _ = piece.split_to(skipped);
+                    if !piece.is_empty() {
+                        return Poll::Ready(Some(Ok(piece)));
+                    }
+                }
+                Stage::Refusal(status, text) => match std::task::ready!(turn.log.poll_piece(*place, cx)) {
+                    Some(Ok(piece)) => {
+                        let room = LONGEST_REFUSAL.saturating_sub(text.len());
+                        text.extend_from_slice(piece.get(..room).unwrap_or(&piece));
+                    }
+                    Some(Err(error)) => {
+                        let farewell = self.farewell(error);
+                        return Poll::Ready(Some(Ok(farewell)));
+                    }
+                    None => {
+                        let told = format!("Letta answered {}: {}", status.as_u16(), String::from_utf8_lossy(text));
+                        let event = turn.error_event("upstream_refused", &told);
+                        self.stage = Stage::Over;
+                        return Poll::Ready(Some(Ok(event)));
+                    }
+                },
+            }
+        }
+    }
+}
+
+impl HttpBody for Following {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = &mut *self;
+        if let Some(error) = this.broken.take() {
+            return Poll::Ready(Some(Err(match error {
+                Error::Draining => Error::Draining,
+                error => Error::StreamBroken(Box::new(error)),
+            })));
+        }
+        if let Poll::Ready(next) = this.poll_log(cx) {
+            if let Some(keepalive) = &mut this.keepalive {
+                keepalive.silent_since = Instant::now();
+            }
+            return Poll::Ready(next.map(|data| data.map(Frame::data)));
+        }
+        let Some(keepalive) = &mut this.keepalive else { return Poll::Pending };
+        if this.cutoff.poll(cx).is_ready() {
+            let farewell = this.farewell(Error::Draining);
+            return Poll::Ready(Some(Ok(Frame::data(farewell))));
+        }
+        if keepalive.poll(cx).is_ready() {
+            let comment = match this.follower.turn.log.phase() {
+                Phase::Waiting { ahead } => Bytes::from(format!(": waiting, {ahead} ahead\n\n")),
+                Phase::Sent | Phase::Over => Bytes::from_static(b": keepalive\n\n"),
+            };
+            return Poll::Ready(Some(Ok(Frame::data(comment))));
+        }
+        Poll::Pending
+    }
+
+    fn is_end_stream(&self) -> bool {
+        matches!(self.stage, Stage::Over) && self.broken.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}
+
+impl Stream for Following {
+    fn is_told(&self) -> bool {
+        // both official clients hang up at [DONE], before the replica has ended the stream
+        self.follower.turn.log.is_told(self.follower.place)
+    }
+}

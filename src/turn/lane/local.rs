@@ -1,0 +1,184 @@
+//! The lanes of this process. A lane is there as long as somebody is in it; an idle one costs nothing.
+
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::oneshot;
+
+use crate::turn::Index;
+
+#[derive(Default)]
+pub(super) struct Lanes {
+    /// Who waits for each lane that is held, in the order of coming.
+    held: Mutex<HashMap<Index, VecDeque<Waiter>>>,
+}
+
+struct Waiter {
+    ticket: u64,
+    bell: oneshot::Sender<()>,
+}
+
+/// What came of entering a lane.
+pub(super) enum Entered {
+    Held(Held),
+    Waits(Ticket),
+    Full { waiting: u32 },
+}
+
+/// The lane is its holder's until this is dropped.
+pub(super) struct Held {
+    lanes: Arc<Lanes>,
+    lane: Index,
+}
+
+/// A place in the row.
+pub(super) struct Ticket {
+    lanes: Arc<Lanes>,
+    lane: Index,
+    ticket: u64,
+    bell: oneshot::Receiver<()>,
+}
+
+impl Lanes {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Index, VecDeque<Waiter>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn enter(self: &Arc<Self>, lane: Index, max_waiting: u32) -> Entered {
+        let mut held = self.lock();
+        let row = match held.entry(lane) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(VecDeque::new());
+                return Entered::Held(Held { lanes: Arc::clone(self), lane });
+            }
+            Entry::Occupied(row) => row.into_mut(),
+        };
+        let waiting = u32::try_from(row.len()).unwrap_or(u32::MAX);
+        if waiting >= max_waiting {
+            return Entered::Full { waiting };
+        }
+        let ticket = row.back().map_or(0, |last| last.ticket + 1);
+        let (sender, bell) = oneshot::channel();
+        row.push_back(Waiter { ticket, bell: sender });
+        Entered::Waits(Ticket { lanes: Arc::clone(self), lane, ticket, bell })
+    }
+
+    /// The lane is the next one's.
+    fn hand_on(self: &Arc<Self>, lane: Index) {
+        let mut held = self.lock();
+        let Some(row) = held.get_mut(&lane) else { return };
+        while let Some(next) = row.pop_front() {
+            if next.bell.send(()).is_ok() {
+                return;
+            }
+        }
+        held.remove(&lane);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.lanes.hand_on(self.lane);
+    }
+}
+
+impl Ticket {
+    /// How many are served first, the holder included.
+    pub(super) fn ahead(&self) -> u32 {
+        let held = self.lanes.lock();
+        let place = held.get(&self.lane).and_then(|row| row.iter().position(|waiter| waiter.ticket == self.ticket));
+        place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX).saturating_add(1))
+    }
+
+    /// Ready when the lane is this one's.
+    pub(super) async fn wait(mut self) -> Held {
+        // an error cannot be: whoever takes the bell out of the row rings it
+        let _ = (&mut self.bell).await;
+        Held { lanes: Arc::clone(&self.lanes), lane: self.lane }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.bell.close();
+        // rung, and nobody heard it
+        if self.bell.try_recv().is_ok() {
+            self.lanes.hand_on(self.lane);
+            return;
+        }
+        let mut held = self.lanes.lock();
+        if let Some(row) = held.get_mut(&self.lane) {
+            row.retain(|waiter| waiter.ticket != self.ticket);
+        }
+    }
+}
+
+#[cfg(test)]
+impl Lanes {
+    pub(super) fn count(&self) -> usize {
+        self.lock().len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt as _;
+
+    use super::*;
+
+    const LANE: Index = [7; 32];
+
+    fn held(lanes: &Arc<Lanes>) -> Held {
+        match lanes.enter(LANE, 16) {
+            Entered::Held(held) => held,
+            _ => panic!("the lane is not free"),
+        }
+    }
+
+    fn waits(lanes: &Arc<Lanes>) -> Ticket {
+        match lanes.enter(LANE, 16) {
+            Entered::Waits(ticket) => ticket,
+            _ => panic!("nothing to wait for"),
+        }
+    }
+
+    #[tokio::test]
+    async fn who_comes_first_is_served_first() {
+        let lanes = Arc::new(Lanes::default());
+        let first = held(&lanes);
+        let (second, third) = (waits(&lanes), waits(&lanes));
+        assert_eq!((second.ahead(), third.ahead()), (1, 2));
+        let (mut second, mut third) = (Box::pin(second.wait()), Box::pin(third.wait()));
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        assert!((&mut third).now_or_never().is_none());
+        drop((&mut second).now_or_never().unwrap());
+        drop(third.now_or_never().unwrap());
+        assert_eq!(lanes.count(), 0, "an idle lane is kept");
+    }
+
+    #[tokio::test]
+    async fn who_leaves_the_row_holds_up_nobody() {
+        let lanes = Arc::new(Lanes::default());
+        let first = held(&lanes);
+        let (second, third, fourth) = (waits(&lanes), waits(&lanes), waits(&lanes));
+        drop(second);
+        assert_eq!(third.ahead(), 1);
+        drop(first);
+        // the lane is the third's already, and it leaves without having heard of it
+        drop(third);
+        assert!(fourth.wait().now_or_never().is_some());
+        assert_eq!(lanes.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_full_row_takes_nobody_and_others_lanes_are_free() {
+        let lanes = Arc::new(Lanes::default());
+        let _first = held(&lanes);
+        let _second = waits(&lanes);
+        assert!(matches!(lanes.enter(LANE, 1), Entered::Full { waiting: 1 }));
+        assert!(matches!(lanes.enter(LANE, 2), Entered::Waits(_)));
+        assert!(matches!(lanes.enter([8; 32], 0), Entered::Held(_)));
+    }
+}

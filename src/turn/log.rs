@@ -1,0 +1,369 @@
+//! The log of one turn: what the replica answered, in pieces, and who reads it where.
+//!
+//! Until it has grown over its bound the whole answer is kept, whoever reads how slowly, and can be given again. From
+//! then on only what its readers have not read is kept, and the replica is read no faster than the slowest of them.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode};
+
+use crate::error::Error;
+use crate::telemetry::record::Exchange;
+
+/// Bytes a reader may be behind once the log is over its bound.
+const MOST_BEHIND: u64 = 64 * 1024;
+/// Bytes of the first buffer pieces are written to; each next one is twice as large, up to [`LARGEST_BUFFER`].
+const FIRST_BUFFER: usize = 1024;
+const LARGEST_BUFFER: usize = 32 * 1024;
+
+/// The head of the answer, as every follower gets it.
+#[derive(Clone)]
+pub(super) struct Head {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    pub exchange: Exchange,
+}
+
+/// How the answer ended.
+pub(super) enum Ended {
+    Whole,
+    /// Without a head: this is the answer. With one: it breaks off here.
+    Failed(Error),
+    /// The last piece has told the client of it.
+    Told(Error),
+}
+
+/// How far the turn is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// Letta has not begun with it: it ends with its last follower.
+    Waiting { ahead: u32 },
+    /// It may be in Letta's hands.
+    Sent,
+    Over,
+}
+
+pub(super) struct Log {
+    state: Mutex<State>,
+    /// Bytes that are kept whole at most.
+    max: u64,
+}
+
+struct State {
+    phase: Phase,
+    head: Option<Head>,
+    pieces: VecDeque<Bytes>,
+    /// Number of the first piece that is still there.
+    first: usize,
+    /// Bytes appended in all.
+    bytes: u64,
+    buffer: BytesMut,
+    /// All that was appended is still there.
+    is_whole: bool,
+    ended: Option<Ended>,
+    /// Bytes after which the stream has said all.
+    told_at: Option<u64>,
+    readers: Vec<Option<Reader>>,
+    /// Somebody has read it to its end.
+    is_delivered: bool,
+    /// The engine, if it waits for its readers.
+    engine: Option<Waker>,
+}
+
+struct Reader {
+    next: usize,
+    read: u64,
+    waker: Option<Waker>,
+}
+
+impl State {
+    fn is_left(&self) -> bool {
+        self.readers.iter().all(Option::is_none)
+    }
+
+    fn wake_readers(&mut self) {
+        for reader in self.readers.iter_mut().flatten() {
+            if let Some(waker) = reader.waker.take() {
+                waker.wake();
+            }
+        }
+    }
+
+    fn wake_engine(&mut self) {
+        if let Some(waker) = self.engine.take() {
+            waker.wake();
+        }
+    }
+
+    /// Lets go of what every reader has read.
+    fn trim(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        let needed = self.readers.iter().flatten().map(|reader| reader.next).min().unwrap_or(usize::MAX);
+        while self.first < needed && self.pieces.pop_front().is_some() {
+            self.first += 1;
+        }
+    }
+
+    fn written(&mut self, data: &[u8]) -> Bytes {
+        if self.buffer.capacity() < data.len() {
+            let grown = usize::try_from(self.bytes).unwrap_or(LARGEST_BUFFER).clamp(FIRST_BUFFER, LARGEST_BUFFER);
+            self.buffer = BytesMut::with_capacity(grown.max(data.len()));
+        }
+        self.buffer.extend_from_slice(data);
+        self.buffer.split().freeze()
+    }
+}
+
+impl Log {
+    pub(super) fn new(max: usize) -> Self {
+        let state = State {
+            phase: Phase::Waiting { ahead: 0 },
+            head: None,
+            pieces: VecDeque::new(),
+            first: 0,
+            bytes: 0,
+            buffer: BytesMut::new(),
+            is_whole: true,
+            ended: None,
+            told_at: None,
+            readers: Vec::new(),
+            is_delivered: false,
+            engine: None,
+        };
+        Self { state: Mutex::new(state), max: max as u64 }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.lock().phase
+    }
+
+    pub(super) fn set_phase(&self, phase: Phase) {
+        self.lock().phase = phase;
+    }
+
+    /// Bytes that are held.
+    pub(super) fn held(&self) -> u64 {
+        let state = self.lock();
+        if state.is_whole { state.bytes } else { 0 }
+    }
+
+    // --- the engine's side ---
+
+    pub(super) fn begin(&self, head: Head) {
+        let mut state = self.lock();
+        state.head = Some(head);
+        state.wake_readers();
+    }
+
+    pub(super) fn append(&self, data: &[u8]) {
+        let mut state = self.lock();
+        let piece = state.written(data);
+        state.bytes += data.len() as u64;
+        state.pieces.push_back(piece);
+        if state.bytes > self.max {
+            state.is_whole = false;
+            state.trim();
+        }
+        state.wake_readers();
+    }
+
+    /// The whole answer at once.
+    pub(super) fn fill(&self, head: Head, body: &[u8]) {
+        let mut state = self.lock();
+        state.head = Some(head);
+        if !body.is_empty() {
+            state.bytes = body.len() as u64;
+            state.pieces.push_back(Bytes::copy_from_slice(body));
+            state.is_whole = state.bytes <= self.max;
+        }
+        state.wake_readers();
+    }
+
+    pub(super) fn end(&self, ended: Ended) {
+        let mut state = self.lock();
+        state.phase = Phase::Over;
+        state.ended.get_or_insert(ended);
+        state.buffer = BytesMut::new();
+        state.wake_readers();
+    }
+
+    /// What comes now adds nothing: the stream has said how it ends.
+    pub(super) fn tell_end(&self) {
+        let mut state = self.lock();
+        let bytes = state.bytes;
+        state.told_at.get_or_insert(bytes);
+    }
+
+    /// Nothing of it is for giving again.
+    pub(super) fn keep_nothing(&self) {
+        let mut state = self.lock();
+        state.is_whole = false;
+        state.trim();
+    }
+
+    /// Ready when more may be appended.
+    pub(super) async fn has_room(&self) {
+        self.until(|state| {
+            state.is_whole
+                || state.readers.iter().flatten().all(|reader| state.bytes - reader.read <= MOST_BEHIND)
+        })
+        .await;
+    }
+
+    /// Ready when nobody follows.
+    pub(super) async fn all_left(&self) {
+        self.until(State::is_left).await;
+    }
+
+    async fn until(&self, is_so: impl Fn(&State) -> bool) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if is_so(&state) {
+                return Poll::Ready(());
+            }
+            state.engine = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    // --- the followers' side ---
+
+    /// A reader from the first piece on; `None` if that is not there any more.
+    pub(super) fn enter(&self) -> Option<usize> {
+        let mut state = self.lock();
+        if !state.is_whole {
+            return None;
+        }
+        let reader = Some(Reader { next: 0, read: 0, waker: None });
+        if let Some(place) = state.readers.iter().position(Option::is_none) {
+            if let Some(free) = state.readers.get_mut(place) {
+                *free = reader;
+            }
+            return Some(place);
+        }
+        state.readers.push(reader);
+        Some(state.readers.len() - 1)
+    }
+
+    /// True if nobody follows a turn any more that is in Letta's hands.
+    pub(super) fn leave(&self, place: usize) -> bool {
+        let mut state = self.lock();
+        let left = state.readers.get_mut(place).and_then(Option::take);
+        if let Some(reader) = left
+            && state.ended.is_some()
+            && reader.read == state.bytes
+        {
+            state.is_delivered = true;
+        }
+        state.trim();
+        state.wake_engine();
+        state.phase == Phase::Sent && state.is_left()
+    }
+
+    /// Nobody follows it, and nobody has got all of it.
+    pub(super) fn is_abandoned(&self) -> bool {
+        let state = self.lock();
+        !state.is_delivered && state.is_left()
+    }
+
+    pub(super) fn has_head(&self) -> bool {
+        let state = self.lock();
+        state.head.is_some() || state.ended.is_some()
+    }
+
+    /// Whoever has read so far has lost nothing by leaving.
+    pub(super) fn is_told(&self, place: usize) -> bool {
+        let state = self.lock();
+        let reader = state.readers.get(place).and_then(Option::as_ref);
+        reader.is_some_and(|reader| state.told_at.is_some_and(|told| reader.read >= told))
+    }
+
+    /// The head, or why there is none; without waiting for it.
+    pub(super) fn head(&self) -> Option<Result<Head, Error>> {
+        head_of(&self.lock())
+    }
+
+    pub(super) fn poll_head(&self, place: usize, cx: &Context<'_>) -> Poll<Result<Head, Error>> {
+        let mut state = self.lock();
+        match head_of(&state) {
+            Some(head) => Poll::Ready(head),
+            None => {
+                register(&mut state, place, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    pub(super) fn poll_piece(&self, place: usize, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(reader) = state.readers.get_mut(place).and_then(Option::as_mut) else { return Poll::Ready(None) };
+        let piece = reader.next.checked_sub(state.first).and_then(|at| state.pieces.get(at)).cloned();
+        if let Some(piece) = piece {
+            reader.next += 1;
+            reader.read += piece.len() as u64;
+            if !state.is_whole {
+                state.trim();
+                state.wake_engine();
+            }
+            return Poll::Ready(Some(Ok(piece)));
+        }
+        match &state.ended {
+            Some(Ended::Whole) => Poll::Ready(None),
+            Some(Ended::Failed(error)) => Poll::Ready(Some(Err(error.again()))),
+            Some(Ended::Told(error)) => {
+                Poll::Ready(Some(Err(Error::StreamBroken(Box::new(error.again())))))
+            }
+            None => {
+                register(state, place, cx);
+                Poll::Pending
+            }
+        }
+    }
+
+    /// The whole answer in one piece, if it is over and there is no more than that.
+    pub(super) fn whole(&self, place: usize) -> Option<Bytes> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let reader = state.readers.get_mut(place).and_then(Option::as_mut)?;
+        if !matches!(state.ended, Some(Ended::Whole)) || state.first != 0 || state.pieces.len() > 1 {
+            return None;
+        }
+        (reader.next, reader.read) = (state.pieces.len(), state.bytes);
+        Some(state.pieces.front().cloned().unwrap_or_default())
+    }
+
+    /// All pieces, if they are all still there.
+    pub(super) fn pieces(&self) -> Option<Vec<Bytes>> {
+        let state = self.lock();
+        state.is_whole.then(|| state.pieces.iter().cloned().collect())
+    }
+}
+
+fn head_of(state: &State) -> Option<Result<Head, Error>> {
+    match (&state.head, &state.ended) {
+        (Some(head), _) => Some(Ok(head.clone())),
+        (None, Some(Ended::Failed(error) | Ended::Told(error))) => Some(Err(error.again())),
+        (None, Some(Ended::Whole)) => Some(Err(Error::Internal("a turn ended without an answer".into()))),
+        (None, None) => None,
+    }
+}
+
+fn register(state: &mut State, place: usize, cx: &Context<'_>) {
+    if let Some(Some(reader)) = state.readers.get_mut(place) {
+        match &mut reader.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! What a send is found by when it comes again.
+
+use sha2::{Digest, Sha256};
+
+use super::Index;
+use crate::error::Error;
+use crate::letta::message::Sending;
+use crate::letta::repeat::{LONGEST_KEY, Repeat};
+use crate::letta::routes::Sends;
+
+/// Whose turn a send wants: the one that two sends must not share.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Target {
+    Agent(Box<str>),
+    Conversation(Box<str>),
+}
+
+impl Target {
+    /// `None` if neither path nor body names one: Letta will say so.
+    pub(super) fn of(sends: Sends, subject: Option<&str>, sending: &Sending) -> Option<Self> {
+        let agent = |id: &str| Some(Self::Agent(id.into()));
+        match (sends, subject) {
+            (Sends::Agent | Sends::AgentStream, Some(id)) => agent(id),
+            (Sends::Conversation, Some("default")) | (Sends::ChatCompletions, _) => agent(sending.agent.as_deref()?),
+            (Sends::Conversation, Some(id)) if id.starts_with("agent-") => agent(id),
+            (Sends::Conversation, Some(id)) => Some(Self::Conversation(id.into())),
+            (Sends::Agent | Sends::AgentStream | Sends::Conversation, None) => None,
+        }
+    }
+
+    pub(super) fn id(&self) -> &str {
+        match self {
+            Self::Agent(id) | Self::Conversation(id) => id,
+        }
+    }
+
+    /// What its lane is found by.
+    pub(super) fn lane(&self) -> Index {
+        index(b"lane", &[self.id().as_bytes()])
+    }
+}
+
+/// All that a send is found by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// Key, target and message.
+    pub message: Index,
+    /// Key, target, message and the names of its sending.
+    pub otid: Option<Index>,
+    /// Key and `Idempotency-Key`.
+    pub idempotency: Option<Index>,
+}
+
+impl Marks {
+    pub(super) fn of(
+        key: &str,
+        sends: Sends,
+        target: &Target,
+        sending: &Sending,
+        repeat: Repeat<'_>,
+    ) -> Result<Self, Error> {
+        if repeat.key.is_some_and(|key| key.len() > LONGEST_KEY) {
+            return Err(Error::BadHeader("Idempotency-Key is longer than 256 bytes: a UUID will do"));
+        }
+        let key = key.as_bytes();
+        let message = index(b"message", &[key, &[sends as u8], target.id().as_bytes(), &sending.digest]);
+        Ok(Self {
+            message,
+            otid: sending.otids.map(|otids| index(b"otid", &[&message, &otids])),
+            idempotency: repeat.key.map(|name| index(b"idempotency", &[key, name])),
+        })
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = Index> {
+        [Some(self.message), self.otid, self.idempotency].into_iter().flatten()
+    }
+}
+
+/// What the turn of `run` is found by, for the key that started it.
+pub(super) fn run(key: &str, run: &str) -> Index {
+    index(b"run", &[key.as_bytes(), run.as_bytes()])
+}
+
+/// What the newest turn of a conversation is found by, for the key that started it.
+pub(super) fn newest(key: &str, target: &str) -> Index {
+    index(b"newest", &[key.as_bytes(), target.as_bytes()])
+}
+
+/// No two lists of parts have one index: each part has its length in front.
+fn index(of: &[u8], parts: &[&[u8]]) -> Index {
+    let mut hash = Sha256::new();
+    hash.update(of);
+    for part in parts {
+        hash.update((part.len() as u64).to_be_bytes());
+        hash.update(part);
+    }
+    hash.finalize().into()
+}

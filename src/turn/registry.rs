@@ -1,0 +1,146 @@
+//! Finds the turn that a send repeats: those that run, and those that are over for less than the window.
+//!
+//! Bounded in bytes: if the answers that are kept grow over that, the oldest are forgotten before their time.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::log::Phase;
+use super::turn::Turn;
+use super::{Dedupe, Index, marks};
+use crate::error::Error;
+use crate::telemetry::metrics::TurnMetrics;
+
+/// Turns with one index that are told apart; of more the oldest is forgotten under that index.
+const MOST_ALIKE: usize = 16;
+/// Bytes that a turn takes beside its answer.
+const OVERHEAD: u64 = 2048;
+
+#[derive(Default)]
+pub(super) struct Registry {
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// The oldest first.
+    by: HashMap<Index, Vec<Arc<Turn>>>,
+    /// Turns that are over, since when, and the bytes they are counted with.
+    over: VecDeque<(Instant, u64, Arc<Turn>)>,
+    bytes: u64,
+}
+
+impl Inner {
+    fn add(&mut self, index: Index, turn: &Arc<Turn>) {
+        let alike = self.by.entry(index).or_default();
+        if alike.len() == MOST_ALIKE {
+            alike.remove(0);
+        }
+        alike.push(Arc::clone(turn));
+    }
+
+    fn remove(&mut self, turn: &Arc<Turn>) {
+        for index in turn.indexes() {
+            if let Some(alike) = self.by.get_mut(&index) {
+                alike.retain(|other| !Arc::ptr_eq(other, turn));
+                if alike.is_empty() {
+                    self.by.remove(&index);
+                }
+            }
+        }
+    }
+
+    fn newest(&self, index: &Index) -> Option<&Arc<Turn>> {
+        self.by.get(index)?.last()
+    }
+
+    /// The turn that `new` repeats.
+    fn repeated(&self, new: &Turn, dedupe: Dedupe, is_retry: bool) -> Result<Option<&Arc<Turn>>, Error> {
+        let marks = &new.marks;
+        if let Some(known) = marks.idempotency.as_ref().and_then(|index| self.newest(index)) {
+            return if known.marks.message == marks.message { Ok(Some(known)) } else { Err(Error::KeyReused) };
+        }
+        if let Some(known) = marks.otid.as_ref().and_then(|index| self.newest(index)) {
+            return Ok(Some(known));
+        }
+        let Some(alike) = self.by.get(&marks.message) else { return Ok(None) };
+        if is_retry {
+            // somebody who said the same twice has two turns: each retry gets one that its client has left
+            let abandoned = alike.iter().find(|turn| turn.log.is_abandoned());
+            return Ok(abandoned.or(alike.last()));
+        }
+        if dedupe == Dedupe::IdenticalInFlight {
+            return Ok(alike.iter().rev().find(|turn| turn.log.phase() != Phase::Over));
+        }
+        Ok(None)
+    }
+}
+
+impl Registry {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes `new` known, unless it repeats a turn that is.
+    pub(super) fn claim(&self, new: &Arc<Turn>, dedupe: Dedupe, is_retry: bool) -> Result<Option<Arc<Turn>>, Error> {
+        let mut inner = self.lock();
+        if dedupe != Dedupe::Off
+            && let Some(known) = inner.repeated(new, dedupe, is_retry)?
+        {
+            return Ok(Some(Arc::clone(known)));
+        }
+        for index in new.marks.all() {
+            inner.add(index, new);
+        }
+        inner.add(marks::newest(&new.key, new.target.id()), new);
+        Ok(None)
+    }
+
+    /// `turn` can be found by its run, too.
+    pub(super) fn learn_run(&self, turn: &Arc<Turn>, run: &str) {
+        let mut inner = self.lock();
+        if turn.learn_run(run) {
+            inner.add(marks::run(&turn.key, run), turn);
+        }
+    }
+
+    /// The newest turn with this index.
+    pub(super) fn find(&self, index: &Index) -> Option<Arc<Turn>> {
+        self.lock().newest(index).map(Arc::clone)
+    }
+
+    /// `turn` never was: what repeats it starts anew.
+    pub(super) fn forget(&self, turn: &Arc<Turn>) {
+        self.lock().remove(turn);
+    }
+
+    /// `turn` is over and can be repeated for a window from now.
+    pub(super) fn over(&self, turn: &Arc<Turn>, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
+        let mut inner = self.lock();
+        let bytes = turn.log.held() + OVERHEAD;
+        inner.bytes += bytes;
+        inner.over.push_back((now, bytes, Arc::clone(turn)));
+        expire(&mut inner, now, window, max_total, metrics);
+    }
+
+    /// Forgets what is over for longer than the window.
+    pub(super) fn expire(&self, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
+        expire(&mut self.lock(), now, window, max_total, metrics);
+    }
+}
+
+fn expire(inner: &mut Inner, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
+    while let Some((over, bytes, turn)) = inner.over.front()
+        && (inner.bytes > max_total || now.saturating_duration_since(*over) >= window)
+    {
+        let (bytes, turn) = (*bytes, Arc::clone(turn));
+        inner.remove(&turn);
+        inner.bytes -= bytes;
+        inner.over.pop_front();
+    }
+    metrics.kept.set(i64::try_from(inner.over.len()).unwrap_or(i64::MAX));
+    metrics.log_bytes.set(i64::try_from(inner.bytes).unwrap_or(i64::MAX));
+}

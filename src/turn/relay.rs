@@ -1,0 +1,163 @@
+//! Writes one answer of a replica's to the log of its turn, and reads in passing what it says of the turn.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::StatusCode;
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use tokio::time::Instant;
+
+use super::log::{Head, Log};
+use super::registry::Registry;
+use super::turn::Turn;
+use crate::body::{Body, Response};
+use crate::error::Error;
+use crate::letta::reply;
+use crate::letta::sse::{self, Cutter};
+use crate::telemetry::metrics::TurnMetrics;
+use crate::telemetry::record::Exchange;
+use crate::telemetry::turn::Outcome;
+
+/// How an answer ended that was relayed.
+pub(super) enum Relayed {
+    Whole(Outcome),
+    /// The stream broke off between two events, and its end has not been told.
+    BrokenStream(Error),
+    /// The body broke off.
+    BrokenBody(Error),
+}
+
+pub(super) struct Relay<'a> {
+    pub turn: &'a Arc<Turn>,
+    pub registry: &'a Registry,
+    pub metrics: &'a TurnMetrics,
+    /// When the message was sent.
+    pub sent: Instant,
+}
+
+impl Relay<'_> {
+    fn log(&self) -> &Log {
+        &self.turn.log
+    }
+
+    pub(super) async fn relay(&self, response: Response, exchange: Exchange) -> Relayed {
+        let (parts, body) = response.into_parts();
+        let is_stream = sse::is_event_stream(&parts.headers);
+        let head = Head { status: parts.status, headers: parts.headers, exchange };
+        if is_stream && head.status == StatusCode::OK {
+            self.log().begin(head);
+            return self.stream(body).await;
+        }
+        if let Some(whole) = body.as_whole() {
+            let outcome = self.read(head.status, whole);
+            self.log().fill(head, whole);
+            return Relayed::Whole(outcome);
+        }
+        self.pieces(head, body).await
+    }
+
+    /// What a whole answer says of the turn.
+    fn read(&self, status: StatusCode, body: &[u8]) -> Outcome {
+        if status != StatusCode::OK {
+            return Outcome::Refused;
+        }
+        let Some(reply) = reply::read(body) else { return Outcome::Answered };
+        self.turn.facts.set(|facts| facts.usage = reply.usage);
+        Outcome::Stopped(reply.stop_reason)
+    }
+
+    async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
+        let status = head.status;
+        // only an answer that can be given again is read as a whole
+        let mut copy = Some(BytesMut::new());
+        let expects_more = body.size_hint().exact() != Some(0);
+        self.log().begin(head);
+        while let Some(frame) = if expects_more { body.frame().await } else { None } {
+            let data = match frame.map(http_body::Frame::into_data) {
+                Ok(Ok(data)) => data,
+                Ok(Err(_)) => continue,
+                Err(error) => return Relayed::BrokenBody(error),
+            };
+            self.log().append(&data);
+            self.log().has_room().await;
+            if self.log().held() == 0 {
+                copy = None;
+            } else if let Some(copy) = &mut copy {
+                copy.extend_from_slice(&data);
+            }
+        }
+        Relayed::Whole(match copy {
+            Some(copy) => self.read(status, &copy),
+            None if status == StatusCode::OK => Outcome::Answered,
+            None => Outcome::Refused,
+        })
+    }
+
+    async fn stream(&self, mut body: Body) -> Relayed {
+        let mut cutter = Cutter::new();
+        let mut last: Option<Instant> = None;
+        let broken = loop {
+            let data = match body.frame().await {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => data,
+                    Err(_) => continue,
+                },
+                Some(Err(error)) => break Some(error),
+                None => break None,
+            };
+            let Some(events) = cutter.whole_events(data) else { continue };
+            self.tell_event(&mut last);
+            self.events(&events, &cutter).await;
+        };
+        if broken.is_none()
+            && let Some(rest) = cutter.rest()
+        {
+            self.events(&rest, &cutter).await;
+        }
+        let scanner = cutter.scanner();
+        self.turn.facts.set(|facts| facts.usage = scanner.usage());
+        let outcome = match scanner.stop_reason() {
+            _ if scanner.has_error() => Some(Outcome::ErrorEvent),
+            Some(reason) => Some(Outcome::Stopped(reason)),
+            None if scanner.is_done() => Some(Outcome::Answered),
+            None => None,
+        };
+        match (broken, outcome) {
+            // what was said after the end is lost to nobody
+            (Some(_), Some(outcome)) if scanner.is_done() || scanner.has_error() => Relayed::Whole(outcome),
+            (Some(error), _) => Relayed::BrokenStream(error),
+            (None, outcome) => Relayed::Whole(outcome.unwrap_or(Outcome::Answered)),
+        }
+    }
+
+    async fn events(&self, events: &Bytes, cutter: &Cutter) {
+        if self.turn.run().is_none()
+            && let Some(run) = cutter.scanner().run_id()
+        {
+            // before the event that names it: whoever has read it may ask for it
+            self.registry.learn_run(self.turn, run);
+        }
+        self.log().append(events);
+        if cutter.scanner().is_done() {
+            self.log().tell_end();
+        }
+        self.log().has_room().await;
+    }
+
+    fn tell_event(&self, last: &mut Option<Instant>) {
+        let now = Instant::now();
+        match last.replace(now) {
+            None => {
+                let after = now.saturating_duration_since(self.sent);
+                self.metrics.first_event.observe(after.as_secs_f64());
+                self.turn.facts.set(|facts| facts.first_event = Some(after));
+            }
+            Some(before) => {
+                let gap = now.saturating_duration_since(before);
+                self.metrics.gap.observe(gap.as_secs_f64());
+                self.turn.facts.set(|facts| facts.longest_gap = facts.longest_gap.max(Some(gap)));
+            }
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! The turn step: takes a send's body, finds the turn that it is or starts one, and makes its client a follower.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Instant, timeout};
+use tokio_util::task::TaskTracker;
+
+use super::engine::{Engine, Message};
+use super::follow::{Driven, Follower, Following, Keepalive};
+use super::lane::Lanes;
+use super::log::{Head, Phase};
+use super::marks::{Marks, Target};
+use super::registry::Registry;
+use super::turn::Turn;
+use super::{Dispatch, Settings};
+use crate::auth::Parts;
+use crate::body::request::Read;
+use crate::body::{Body, Response};
+use crate::cache::Forward;
+use crate::cutoff::Cutoff;
+use crate::error::Error;
+use crate::letta::message::Sending;
+use crate::letta::repeat::Repeat;
+use crate::letta::routes::Sends;
+use crate::letta::sse;
+use crate::limits::Seat;
+use crate::step::{Handle, Step};
+use crate::telemetry::record::Sink;
+use crate::telemetry::turn::Part;
+use crate::telemetry::{Metrics, Record};
+
+const X_TURN: HeaderName = HeaderName::from_static("x-turn");
+const X_QUEUE_POSITION: HeaderName = HeaderName::from_static("x-queue-position");
+const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
+const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Bytes of a message at most; a longer one is sent on as it comes, and is no turn.
+const LONGEST_MESSAGE: usize = 32 << 20;
+
+/// Sends messages as turns.
+pub struct Turns {
+    pub(super) desk: Arc<Desk>,
+}
+
+/// What all turns of one gateway share.
+pub(super) struct Desk {
+    pub settings: Settings,
+    pub registry: Arc<Registry>,
+    pub lanes: Lanes,
+    pub tasks: TaskTracker,
+    pub metrics: Arc<Metrics>,
+    pub cutoff: Cutoff,
+}
+
+impl Turns {
+    /// Turns and lanes of `previous` go on.
+    pub fn new(settings: &Settings, sink: &Sink, previous: Option<&Self>) -> Self {
+        let (registry, lanes, tasks) = match previous {
+            Some(Self { desk }) => (Arc::clone(&desk.registry), desk.lanes.clone(), desk.tasks.clone()),
+            None => Default::default(),
+        };
+        let desk = Desk {
+            settings: settings.clone(),
+            registry,
+            lanes,
+            tasks,
+            metrics: Arc::clone(&sink.metrics),
+            cutoff: sink.cutoff.clone(),
+        };
+        Self { desk: Arc::new(desk) }
+    }
+
+    /// Forgets turns whose window is over.
+    pub fn upkeep(&self, now: Instant) {
+        let Desk { settings, registry, metrics, .. } = &*self.desk;
+        registry.expire(now, settings.window, settings.max_total, &metrics.turns);
+    }
+
+    /// Ready when no turn is at work any more. New ones may still begin.
+    pub async fn idle(&self) {
+        self.desk.tasks.close();
+        self.desk.tasks.wait().await;
+    }
+
+    async fn send<B: Handle<Dispatch> + 'static>(
+        &self,
+        sends: Sends,
+        mut parts: Parts,
+        seat: Option<Seat>,
+        record: &mut Record,
+        below: &Arc<B>,
+    ) -> Result<Response, Error> {
+        let desk = &self.desk;
+        let body = match std::mem::take(parts.request.body_mut()).read(LONGEST_MESSAGE).await? {
+            Read::Whole(body) => body,
+            Read::Longer(body) => {
+                *parts.request.body_mut() = body;
+                return pass(parts, seat, record, below).await;
+            }
+        };
+        record.request_bytes = body.len() as u64;
+        let sending = match parts.request.headers().contains_key(CONTENT_ENCODING) {
+            true => Sending::unread(sends, &body),
+            false => Sending::read(sends, &body),
+        };
+        let repeat = Repeat::of(parts.request.headers());
+        let (Some(target), Some(key)) = (Target::of(sends, parts.subject.as_deref(), &sending), &parts.key) else {
+            *parts.request.body_mut() = crate::body::RequestBody::whole(body);
+            return pass(parts, seat, record, below).await;
+        };
+        let marks = Marks::of(&key.id, sends, &target, &sending, repeat)?;
+        let turn =
+            Turn::new(marks, target, sends, &key.id, sending.streams, desk.settings.max_log, record.started);
+        // a follower before it is known: nobody else can be its last
+        let follower = Follower::of(&turn, &desk.metrics)?;
+        if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe, repeat.is_retry)? {
+            drop((follower, seat));
+            return self.repeat(&known, record).await;
+        }
+        let permit = match seat.map(Seat::take).transpose() {
+            Ok(permit) => permit,
+            Err(error) => {
+                desk.registry.forget(&turn);
+                return Err(error);
+            }
+        };
+        let Parts { request, peer, route, subject, key } = parts;
+        let (head, _) = request.into_parts();
+        let message = Message { uri: head.uri, headers: head.headers, body, route, subject, peer, key };
+        let engine = Engine {
+            desk: Arc::clone(desk),
+            turn: Arc::clone(&turn),
+            below: Arc::clone(below),
+            message,
+            permit,
+            record: record.apart(),
+        };
+        record.turn = Some((Part::Started, turn.facts.clone()));
+        if sending.streams {
+            desk.tasks.spawn(engine.run());
+            self.stream(follower, record).await
+        } else {
+            let head = Driven::new(engine.run(), &turn, &desk.tasks).head(&follower).await;
+            record.queued = turn.facts.now().queued;
+            let head = head?;
+            record.adopt(&head.exchange);
+            Ok(self.response(head, follower, Part::Started))
+        }
+    }
+
+    /// Answers a send whose turn is known.
+    async fn repeat(&self, turn: &Arc<Turn>, record: &mut Record) -> Result<Response, Error> {
+        let part = if turn.log.phase() == Phase::Over { Part::Replayed } else { Part::Joined };
+        self.desk.metrics.turns.repeat(part.as_str());
+        record.turn = Some((part, turn.facts.clone()));
+        let follower = Follower::of(turn, &self.desk.metrics)?;
+        if turn.streams && part == Part::Joined {
+            return self.stream(follower, record).await;
+        }
+        let head = follower.head().await?;
+        record.upstream.clone_from(&head.exchange.upstream);
+        Ok(self.response(head, follower, part))
+    }
+
+    /// The response to a client that wants a stream: with Letta's head, or without it after the first silence.
+    async fn stream(&self, follower: Follower, record: &mut Record) -> Result<Response, Error> {
+        let turn = Arc::clone(follower.turn());
+        let part = record.turn.as_ref().map_or(Part::Started, |(part, _)| *part);
+        let silence = self.desk.settings.keepalive;
+        let head = if silence.is_zero() { Ok(follower.head().await) } else { timeout(silence, follower.head()).await };
+        record.queued = turn.facts.now().queued;
+        match head {
+            Ok(head) => {
+                let head = head?;
+                if part == Part::Started {
+                    record.adopt(&head.exchange);
+                } else {
+                    record.upstream.clone_from(&head.exchange.upstream);
+                }
+                Ok(self.response(head, follower, part))
+            }
+            Err(_) => {
+                let mut response = Response::new(Body::empty());
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
+                headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
+                headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
+                tell_part(part, headers);
+                if let Phase::Waiting { ahead } = turn.log.phase() {
+                    headers.insert(X_QUEUE_POSITION, HeaderValue::from(ahead));
+                }
+                let keepalive = Keepalive::due(silence);
+                let body = Following::ahead_of_head(follower, keepalive, self.desk.cutoff.ear());
+                Ok(response.map(|_| Body::stream(body)))
+            }
+        }
+    }
+
+    /// The response with the turn's own head.
+    fn response(&self, head: Head, follower: Follower, part: Part) -> Response {
+        let Head { status, headers, exchange } = head;
+        let facts = follower.turn().facts.now();
+        let mut response = Response::new(Body::empty());
+        *response.status_mut() = status;
+        *response.headers_mut() = headers;
+        let headers = response.headers_mut();
+        tell_part(part, headers);
+        let at_letta = match (exchange.sent, exchange.answered) {
+            (Some(sent), Some(answered)) => answered.saturating_duration_since(sent),
+            _ => Duration::ZERO,
+        };
+        headers.insert(SERVER_TIMING, timing(facts.queued, at_letta));
+        let is_stream = sse::is_event_stream(response.headers());
+        if !is_stream && let Some(whole) = follower.whole() {
+            return response.map(|_| Body::whole(whole));
+        }
+        let keepalive = is_stream.then(|| Keepalive::new(self.desk.settings.keepalive));
+        let body = Following::after_head(follower, keepalive, self.desk.cutoff.ear());
+        response.map(|_| Body::stream(body))
+    }
+}
+
+/// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.
+fn timing(queued: Duration, letta: Duration) -> HeaderValue {
+    use std::io::Write as _;
+    let mut text = Vec::with_capacity(48);
+    let millis = |duration: Duration| duration.as_micros() as f64 / 1000.0;
+    let _ = write!(text, "queue;dur={:.3}, letta;dur={:.3}", millis(queued), millis(letta));
+    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
+}
+
+fn tell_part(part: Part, headers: &mut HeaderMap) {
+    if part != Part::Started {
+        headers.insert(X_TURN, HeaderValue::from_static(part.as_str()));
+    }
+}
+
+/// A send that can be no turn goes on as it is; its place in flight is its own.
+async fn pass<B: Handle<Dispatch>>(
+    parts: Parts,
+    seat: Option<Seat>,
+    record: &mut Record,
+    below: &Arc<B>,
+) -> Result<Response, Error> {
+    let permit = seat.map(Seat::take).transpose()?;
+    let response = below.handle(Dispatch { parts }, record).await?;
+    Ok(match permit {
+        Some(permit) => response.map(|body| body.holding(permit)),
+        None => response,
+    })
+}
+
+impl<B: Handle<Dispatch> + 'static> Step<Forward, Arc<B>> for Turns {
+    async fn call(&self, forward: Forward, record: &mut Record, below: &Arc<B>) -> Result<Response, Error> {
+        let (parts, seat) = forward.into_parts();
+        match parts.route.sends {
+            // boxed: what is no message must not be the larger future
+            Some(sends) => Box::pin(self.send(sends, parts, seat, record, below)).await,
+            None => below.handle(Dispatch { parts }, record).await,
+        }
+    }
+}
