@@ -181,7 +181,7 @@ impl Error {
             Self::UpstreamBusy { .. } => "upstream_busy",
             Self::UpstreamClosed { .. } => "upstream_closed",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
-            Self::TurnLost { .. } => "upstream_turn_lost",
+            Self::TurnLost { error, .. } => error.reason(),
             Self::LaneFull { .. } => "policy_lane_full",
             Self::LaneTimeout { .. } => "policy_lane_timeout",
             Self::KeyReused => "client_idempotency_key_reused",
@@ -223,8 +223,8 @@ impl Error {
             | Self::UpstreamBusy { .. }
             | Self::UpstreamClosed { .. }
             | Self::UpstreamTimeout { .. }
-            | Self::TurnLost { .. }
             | Self::StreamBroken(_) => Side::Upstream,
+            Self::TurnLost { error, .. } => error.side(),
             Self::AnswerNotKept { .. } | Self::Draining | Self::Overloaded { .. } | Self::Internal(_) => Side::Gateway,
         }
     }
@@ -250,7 +250,7 @@ impl Error {
             Self::Limited(_) | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeyReused => StatusCode::CONFLICT,
             Self::AnswerNotKept { .. } => StatusCode::GONE,
-            Self::TurnLost { .. } => StatusCode::BAD_GATEWAY,
+            Self::TurnLost { error, .. } => error.status(),
             Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
             Self::UpstreamTimeout { .. } | Self::NotKept => StatusCode::GATEWAY_TIMEOUT,
             Self::NoUpstream

@@ -74,7 +74,7 @@ impl Pipeline {
         );
         let pools = upstream.pools().to_vec();
 
-        let turns = Arc::new(Turns::new(&settings.turns, sink, previous.map(|previous| &*previous.turns)));
+        let turns = Arc::new(Turns::new(&settings.turns, settings.upstream.max_body, sink, previous.map(|previous| &*previous.turns)));
 
         let steps = ServiceBuilder::new()
             // a preflight carries no key and names no route of Letta's

@@ -15,6 +15,7 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 
 use super::log::{Head, Phase};
+use super::resume::Skip;
 use super::turn::Turn;
 use crate::body::Stream;
 use crate::cutoff::Ear;
@@ -147,8 +148,8 @@ pub(super) struct Following {
     /// None: the answer is no event stream.
     keepalive: Option<Keepalive>,
     cutoff: Ear,
-    /// Bytes of the log that the client has already.
-    skip: u64,
+    /// Leaves out what the client has seen already.
+    skip: Option<Skip>,
     /// Set once the client was told that the stream broke off.
     broken: Option<Error>,
 }
@@ -165,17 +166,17 @@ enum Stage {
 impl Following {
     /// The body of a response whose head was the turn's.
     pub(super) fn after_head(follower: Follower, keepalive: Option<Keepalive>, cutoff: Ear) -> Self {
-        Self { follower, stage: Stage::Pieces, keepalive, cutoff, skip: 0, broken: None }
+        Self { follower, stage: Stage::Pieces, keepalive, cutoff, skip: None, broken: None }
     }
 
     /// The body of a stream that has begun without an answer.
     pub(super) fn ahead_of_head(follower: Follower, keepalive: Keepalive, cutoff: Ear) -> Self {
-        Self { follower, stage: Stage::Head, keepalive: Some(keepalive), cutoff, skip: 0, broken: None }
+        Self { follower, stage: Stage::Head, keepalive: Some(keepalive), cutoff, skip: None, broken: None }
     }
 
-    /// Leaves out the first `bytes` of the log.
-    pub(super) fn skipping(mut self, bytes: u64) -> Self {
-        self.skip = bytes;
+    /// Leaves out the first `after` events.
+    pub(super) fn skipping(mut self, after: u64) -> Self {
+        self.skip = (after > 0).then(|| Skip::new(after));
         self
     }
 
@@ -208,9 +209,9 @@ impl Following {
                         Some(Ok(piece)) => piece,
                         other => return Poll::Ready(other),
                     };
-                    let skipped = usize::try_from(self.skip).unwrap_or(usize::MAX).min(piece.len());
-                    self.skip -= skipped as u64;
-                    let _ = piece.split_to(skipped);
+                    if let Some(skip) = &mut self.skip {
+                        piece = skip.unseen(piece);
+                    }
                     if !piece.is_empty() {
                         return Poll::Ready(Some(Ok(piece)));
                     }

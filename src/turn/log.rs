@@ -342,12 +342,6 @@ impl Log {
         (reader.next, reader.read) = (state.pieces.len(), state.bytes);
         Some(state.pieces.front().cloned().unwrap_or_default())
     }
-
-    /// All pieces, if they are all still there.
-    pub(super) fn pieces(&self) -> Option<Vec<Bytes>> {
-        let state = self.lock();
-        state.is_whole.then(|| state.pieces.iter().cloned().collect())
-    }
 }
 
 fn head_of(state: &State) -> Option<Result<Head, Error>> {

@@ -17,6 +17,7 @@ mod log;
 mod marks;
 mod registry;
 mod relay;
+mod resume;
 mod step;
 mod turn;
 

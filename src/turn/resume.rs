@@ -7,11 +7,8 @@
 use bytes::Bytes;
 use serde::Deserialize;
 
-use super::registry::Registry;
-use super::turn::Turn;
 use super::{Index, marks};
 use crate::letta::routes::{Route, Subject};
-use std::sync::Arc;
 
 /// Bytes of a request to resume at most; a longer one is Letta's to answer.
 pub(super) const LONGEST_REQUEST: usize = 16 * 1024;
@@ -60,46 +57,106 @@ pub(super) fn is_resume(route: &Route) -> bool {
     matches!(route.template, "/v1/runs/{run_id}/stream" | "/v1/conversations/{conversation_id}/stream")
 }
 
-/// The turn to resume, if its log can answer.
-pub(super) fn find(registry: &Registry, index: &Index) -> Option<Arc<Turn>> {
-    registry.find(index).filter(|turn| turn.streams)
+/// Leaves out the events of a stream that its client has seen: those up to number `after`.
+pub(super) struct Skip {
+    after: u64,
+    counted: u64,
+    /// Letta numbers the events of this stream.
+    has_numbers: bool,
 }
 
-/// Bytes of `log` up to the end of event `after`; what comes behind is what the client has not seen.
-pub(super) fn bytes_up_to(log: &[Bytes], after: u64) -> u64 {
-    #[derive(Deserialize)]
-    struct Event {
-        #[serde(default)]
-        seq_id: Option<u64>,
+impl Skip {
+    pub(super) fn new(after: u64) -> Self {
+        Self { after, counted: 0, has_numbers: false }
     }
-    let (mut bytes, mut skipped, mut count) = (0_u64, 0_u64, 0_u64);
-    let whole: Vec<u8> = log.concat();
-    let mut rest = whole.as_slice();
-    while let Some(end) = memchr::memmem::find(rest, b"\n\n") {
-        let (event, behind) = rest.split_at(end + 2);
-        rest = behind;
-        bytes += event.len() as u64;
-        let Some(data) = event.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"data:")) else {
-            continue;
-        };
-        count += 1;
-        let data = data.trim_ascii();
-        let number = match serde_json::from_slice::<Event>(data) {
-            Ok(Event { seq_id: Some(number) }) => number,
-            // the end of a background run has no number: whoever has seen its last event has not seen its end
-            _ if data == b"[DONE]" => break,
-            _ if skipped_has_numbers(&whole) => u64::MAX,
-            _ => count,
-        };
-        if number <= after {
-            skipped = bytes;
+
+    /// What of `events`, which are whole, the client has not seen.
+    pub(super) fn unseen(&mut self, mut events: Bytes) -> Bytes {
+        let mut seen = 0;
+        let mut from = 0;
+        while self.counted < self.after
+            && let Some(rest) = events.get(from..)
+            && let Some(length) = memchr::memmem::find(rest, b"\n\n")
+        {
+            let event = rest.get(..length).unwrap_or_default();
+            from += length + 2;
+            if self.is_seen(event) {
+                seen = from;
+            }
+        }
+        events.split_off(seen)
+    }
+
+    fn is_seen(&mut self, event: &[u8]) -> bool {
+        #[derive(Deserialize)]
+        struct Numbered {
+            seq_id: Option<u64>,
+        }
+        let data = event.split(|&byte| byte == b'\n').find_map(|line| line.strip_prefix(b"data:"));
+        let Some(data) = data.map(<[u8]>::trim_ascii) else { return true };
+        match serde_json::from_slice::<Numbered>(data) {
+            Ok(Numbered { seq_id: Some(number) }) => {
+                self.has_numbers = true;
+                self.counted = number;
+                number <= self.after
+            }
+            // the end has no number: it is behind all that have one
+            _ if self.has_numbers || data == b"[DONE]" => {
+                self.counted = self.after;
+                false
+            }
+            _ => {
+                self.counted += 1;
+                true
+            }
         }
     }
-    skipped
 }
 
-/// The stream's events carry numbers of Letta's own.
-fn skipped_has_numbers(log: &[u8]) -> bool {
-    let first = log.get(..log.len().min(1024)).unwrap_or(log);
-    memchr::memmem::find(first, b"\"seq_id\":1").is_some()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unseen(after: u64, pieces: &[&'static str]) -> String {
+        let mut skip = Skip::new(after);
+        pieces.iter().map(|piece| String::from_utf8(skip.unseen(Bytes::from_static(piece.as_bytes())).to_vec()).unwrap()).collect()
+    }
+
+    #[test]
+    fn events_without_numbers_are_counted_from_one() {
+        let stream = ["data: {\"a\":1}\n\ndata: {\"a\":2}\n\n", "data: {\"a\":3,\"seq_id\":null}\n\n", "data: [DONE]\n\n"];
+        assert_eq!(unseen(0, &stream), stream.concat());
+        assert_eq!(unseen(1, &stream), "data: {\"a\":2}\n\ndata: {\"a\":3,\"seq_id\":null}\n\ndata: [DONE]\n\n");
+        assert_eq!(unseen(3, &stream), "data: [DONE]\n\n");
+        assert_eq!(unseen(9, &stream), "data: [DONE]\n\n", "the end is for everybody");
+    }
+
+    #[test]
+    fn numbers_of_lettas_own_count_and_the_end_without_one_is_never_left_out() {
+        let stream = [
+            "data: {\"seq_id\":1}\n\ndata: {\"seq_id\":2}\n\n",
+            "data: {\"seq_id\":4}\n\ndata: {\"message_type\":\"stop_reason\"}\n\ndata: [DONE]\n\n",
+        ];
+        assert_eq!(unseen(0, &stream), stream.concat());
+        assert_eq!(unseen(1, &stream), "data: {\"seq_id\":2}\n\n".to_owned() + stream[1]);
+        assert_eq!(unseen(3, &stream), stream[1]);
+        for after in [4, 5, 100] {
+            assert_eq!(unseen(after, &stream), "data: {\"message_type\":\"stop_reason\"}\n\ndata: [DONE]\n\n");
+        }
+    }
+
+    #[test]
+    fn each_route_finds_its_turn_in_its_own_way() {
+        let route = |path: &str| crate::letta::routes::find(&http::Method::POST, path).unwrap().route;
+        let (run, conversation) = (route("/v1/runs/run-1/stream"), route("/v1/conversations/conv-1/stream"));
+        let asked = |body: &str| Asked::read(body.as_bytes()).unwrap();
+        assert!(is_resume(run) && is_resume(conversation) && !is_resume(route("/v1/conversations/conv-1/messages")));
+        assert_eq!(asked("").index(run, "run-1", "k"), Some(marks::run("k", "run-1")));
+        assert_ne!(asked("").index(run, "run-1", "k"), asked("").index(run, "run-1", "other"), "a run is its key's");
+        assert_eq!(asked("{\"run_id\":\"run-1\"}").index(conversation, "conv-1", "k"), Some(marks::run("k", "run-1")));
+        assert_eq!(asked("{}").index(conversation, "conv-1", "k"), Some(marks::newest("k", "conv-1")));
+        assert_eq!(asked("{\"agent_id\":\"agent-1\"}").index(conversation, "default", "k"), Some(marks::newest("k", "agent-1")));
+        assert_eq!(asked("{\"otid\":\"x\"}").index(conversation, "conv-1", "k"), None);
+        assert_eq!(Asked::read(b"[").is_none(), true);
+    }
 }

@@ -14,11 +14,12 @@ use super::lane::Lanes;
 use super::log::{Head, Phase};
 use super::marks::{Marks, Target};
 use super::registry::Registry;
+use super::resume::{self, Asked};
 use super::turn::Turn;
 use super::{Dispatch, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;
-use crate::body::{Body, Response};
+use crate::body::{Body, RequestBody, Response};
 use crate::cache::Forward;
 use crate::cutoff::Cutoff;
 use crate::error::Error;
@@ -53,11 +54,13 @@ pub(super) struct Desk {
     pub tasks: TaskTracker,
     pub metrics: Arc<Metrics>,
     pub cutoff: Cutoff,
+    /// Bytes of a message that is a turn, at most.
+    longest_message: usize,
 }
 
 impl Turns {
     /// Turns and lanes of `previous` go on.
-    pub fn new(settings: &Settings, sink: &Sink, previous: Option<&Self>) -> Self {
+    pub fn new(settings: &Settings, max_body: u64, sink: &Sink, previous: Option<&Self>) -> Self {
         let (registry, lanes, tasks) = match previous {
             Some(Self { desk }) => (Arc::clone(&desk.registry), desk.lanes.clone(), desk.tasks.clone()),
             None => Default::default(),
@@ -69,6 +72,7 @@ impl Turns {
             tasks,
             metrics: Arc::clone(&sink.metrics),
             cutoff: sink.cutoff.clone(),
+            longest_message: usize::try_from(max_body).unwrap_or(usize::MAX).min(LONGEST_MESSAGE),
         };
         Self { desk: Arc::new(desk) }
     }
@@ -94,7 +98,7 @@ impl Turns {
         below: &Arc<B>,
     ) -> Result<Response, Error> {
         let desk = &self.desk;
-        let body = match std::mem::take(parts.request.body_mut()).read(LONGEST_MESSAGE).await? {
+        let body = match std::mem::take(parts.request.body_mut()).read(desk.longest_message).await? {
             Read::Whole(body) => body,
             Read::Longer(body) => {
                 *parts.request.body_mut() = body;
@@ -108,7 +112,7 @@ impl Turns {
         };
         let repeat = Repeat::of(parts.request.headers());
         let (Some(target), Some(key)) = (Target::of(sends, parts.subject.as_deref(), &sending), &parts.key) else {
-            *parts.request.body_mut() = crate::body::RequestBody::whole(body);
+            *parts.request.body_mut() = RequestBody::whole(body);
             return pass(parts, seat, record, below).await;
         };
         let marks = Marks::of(&key.id, sends, &target, &sending, repeat)?;
@@ -147,7 +151,7 @@ impl Turns {
             record.queued = turn.facts.now().queued;
             let head = head?;
             record.adopt(&head.exchange);
-            Ok(self.response(head, follower, Part::Started))
+            Ok(self.response(head, follower, Part::Started, 0))
         }
     }
 
@@ -162,7 +166,40 @@ impl Turns {
         }
         let head = follower.head().await?;
         record.upstream.clone_from(&head.exchange.upstream);
-        Ok(self.response(head, follower, part))
+        Ok(self.response(head, follower, part, 0))
+    }
+
+    /// Answers a client that comes back to a stream, from its turn's log if that is here.
+    async fn resume<B: Handle<Dispatch>>(
+        &self,
+        mut parts: Parts,
+        record: &mut Record,
+        below: &Arc<B>,
+    ) -> Result<Response, Error> {
+        let body = match std::mem::take(parts.request.body_mut()).read(resume::LONGEST_REQUEST).await? {
+            Read::Whole(body) => body,
+            Read::Longer(body) => {
+                *parts.request.body_mut() = body;
+                return below.handle(Dispatch { parts }, record).await;
+            }
+        };
+        record.request_bytes = body.len() as u64;
+        let found = Asked::read(&body).and_then(|asked| {
+            let index = asked.index(parts.route, parts.subject.as_deref()?, &parts.key.as_ref()?.id)?;
+            let turn = self.desk.registry.find(&index).filter(|turn| turn.streams)?;
+            Some((turn, asked.starting_after.unwrap_or(0)))
+        });
+        let Some((turn, after)) = found else {
+            *parts.request.body_mut() = RequestBody::whole(body);
+            return below.handle(Dispatch { parts }, record).await;
+        };
+        let part = Part::Resumed;
+        self.desk.metrics.turns.repeat(part.as_str());
+        record.turn = Some((part, turn.facts.clone()));
+        let follower = Follower::of(&turn, &self.desk.metrics)?;
+        let head = follower.head().await?;
+        record.upstream.clone_from(&head.exchange.upstream);
+        Ok(self.response(head, follower, part, after))
     }
 
     /// The response to a client that wants a stream: with Letta's head, or without it after the first silence.
@@ -180,7 +217,7 @@ impl Turns {
                 } else {
                     record.upstream.clone_from(&head.exchange.upstream);
                 }
-                Ok(self.response(head, follower, part))
+                Ok(self.response(head, follower, part, 0))
             }
             Err(_) => {
                 let mut response = Response::new(Body::empty());
@@ -199,8 +236,8 @@ impl Turns {
         }
     }
 
-    /// The response with the turn's own head.
-    fn response(&self, head: Head, follower: Follower, part: Part) -> Response {
+    /// The response with the turn's own head, without the stream's first `after` events.
+    fn response(&self, head: Head, follower: Follower, part: Part, after: u64) -> Response {
         let Head { status, headers, exchange } = head;
         let facts = follower.turn().facts.now();
         let mut response = Response::new(Body::empty());
@@ -218,7 +255,7 @@ impl Turns {
             return response.map(|_| Body::whole(whole));
         }
         let keepalive = is_stream.then(|| Keepalive::new(self.desk.settings.keepalive));
-        let body = Following::after_head(follower, keepalive, self.desk.cutoff.ear());
+        let body = Following::after_head(follower, keepalive, self.desk.cutoff.ear()).skipping(after);
         response.map(|_| Body::stream(body))
     }
 }
@@ -259,6 +296,7 @@ impl<B: Handle<Dispatch> + 'static> Step<Forward, Arc<B>> for Turns {
         match parts.route.sends {
             // boxed: what is no message must not be the larger future
             Some(sends) => Box::pin(self.send(sends, parts, seat, record, below)).await,
+            None if resume::is_resume(parts.route) => Box::pin(self.resume(parts, record, below)).await,
             None => below.handle(Dispatch { parts }, record).await,
         }
     }
