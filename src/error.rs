@@ -308,6 +308,8 @@ impl Error {
             Self::BadHost(what) => Self::BadHost(what),
             Self::BadFraming(what) => Self::BadFraming(what),
             Self::BadHeader(what) => Self::BadHeader(what),
+            Self::BadBody(what) => Self::BadBody(what),
+            Self::AddressRefused { field } => Self::AddressRefused { field },
             Self::BodyBroken(cause) => Self::BodyBroken(text(cause)),
             Self::BodyTooLarge { limit } => Self::BodyTooLarge { limit: *limit },
             Self::BodyTimeout => Self::BodyTimeout,
@@ -420,9 +422,9 @@ impl fmt::Display for Error {
                 "the agent was at work on other messages for {} s; this one was not sent",
                 whole_seconds(*waited)
             ),
-            Self::KeyReused => f.write_str(
-                "this Idempotency-Key came with another request before: use a new one for each message",
-            ),
+            Self::KeyReused => {
+                f.write_str("this Idempotency-Key came with another request before: use a new one for each message")
+            }
             Self::AnswerNotKept { run } => {
                 f.write_str("this message was sent before and its answer is too long to be given again")?;
                 run.as_ref().map_or(Ok(()), |run| write!(f, "; its run is {run}"))

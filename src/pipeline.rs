@@ -24,16 +24,7 @@ use crate::upstream::{Pool, Upstream};
 
 /// The whole stack as one type: a request's way through it is one future.
 type Stack = Recorder<
-    Stacked<
-        Cors,
-        Stacked<
-            Router,
-            Stacked<
-                Auth,
-                Stacked<Limits, Stacked<Cache, Stacked<Turns, Arc<Below>>>>,
-            >,
-        >,
-    >,
+    Stacked<Cors, Stacked<Router, Stacked<Auth, Stacked<Limits, Stacked<Cache, Stacked<Turns, Arc<Below>>>>>>>,
 >;
 
 /// What a turn goes through without its client.
@@ -74,7 +65,13 @@ impl Pipeline {
         );
         let pools = upstream.pools().to_vec();
 
-        let turns = Arc::new(Turns::new(&settings.turns, settings.upstream.max_body, sink, previous.map(|previous| &*previous.turns)));
+        let turns = Arc::new(Turns::new(
+            &settings.turns,
+            settings.upstream.max_body,
+            settings.upstream.timeouts.request,
+            sink,
+            previous.map(|previous| &*previous.turns),
+        ));
 
         let steps = ServiceBuilder::new()
             // a preflight carries no key and names no route of Letta's

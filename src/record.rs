@@ -111,7 +111,9 @@ fn refuse(error: &Error, record: &Record) -> Response {
         Error::LaneFull { .. }
         | Error::LaneTimeout { .. }
         | Error::Draining
-        | Error::Overloaded { .. } | Error::NoUpstream | Error::UpstreamBusy { .. } => {
+        | Error::Overloaded { .. }
+        | Error::NoUpstream
+        | Error::UpstreamBusy { .. } => {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }
         _ => {}

@@ -202,7 +202,8 @@ impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
             Looked::Forward { request, then } => (request, then),
         };
         self.tell(then.result(), record);
-        let response = next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await?;
+        let response =
+            next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await?;
         Ok(then.answered(response))
     }
 }

@@ -54,9 +54,11 @@ struct Letta {
 impl Handle<Forward> for Letta {
     async fn handle(&self, forward: Forward, _: &mut Record) -> Result<Response, Error> {
         self.arrived.send(()).unwrap();
-        let body = forward.into_parts().0.request.into_body().collect().await?.to_bytes();
+        let (parts, seat) = forward.into_parts();
+        let body = parts.request.into_body().collect().await?.to_bytes();
         self.seen.lock().unwrap().push(body);
-        Ok((self.script)())
+        let permit = seat.expect("a key has one").take()?;
+        Ok((self.script)().map(|body| body.holding(permit)))
     }
 }
 

@@ -113,7 +113,7 @@ fn every_unknown_key_is_told_with_its_place_and_the_nearest_known_one() {
             "gateway.yaml:4:3: unknown key \"intervall\" under upstreams.letta.health_check; did you mean \"interval\"?",
             "gateway.yaml:6:1: unknown key \"cahce\"; did you mean \"cache\"?",
             "gateway.yaml:7:1: unknown key \"nonsense_of_mine\"; known are listeners, admin, upstreams, keys, plans, store, \
-             cache, cors, log, drain, workers",
+             cache, turns, cors, log, drain, workers",
         ]
     );
 }

@@ -121,9 +121,7 @@ impl Limits {
         // a permit that the rate then refuses is dropped, a spent request could not be given back
         let seat = match allowance.in_flight.take(allowance.most) {
             Some(permit) => Place::Taken(permit),
-            None if may_repeat => {
-                Place::Full(too_many_in_flight(allowance.most), Arc::clone(&allowance.metrics))
-            }
+            None if may_repeat => Place::Full(too_many_in_flight(allowance.most), Arc::clone(&allowance.metrics)),
             None => return Err(refused(too_many_in_flight(allowance.most))),
         };
         let left = match &allowance.rate {

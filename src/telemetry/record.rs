@@ -217,7 +217,8 @@ impl Record {
         let responded = self.responded.filter(|_| self.attempts <= 1)?;
         Some(match (self.sent, self.answered) {
             (Some(sent), Some(answered)) => {
-                sent.saturating_duration_since(self.started).saturating_sub(self.queued) + responded.saturating_duration_since(answered)
+                sent.saturating_duration_since(self.started).saturating_sub(self.queued)
+                    + responded.saturating_duration_since(answered)
             }
             (Some(sent), None) => sent.saturating_duration_since(self.started).saturating_sub(self.queued),
             (None, _) => responded.saturating_duration_since(self.started).saturating_sub(self.queued),

@@ -74,7 +74,10 @@ pub(super) struct Engine<B> {
 enum Worked {
     Over(Outcome),
     /// The answer broke off, or never came, after the message may have been read.
-    Lost { error: Error, as_event: bool },
+    Lost {
+        error: Error,
+        as_event: bool,
+    },
 }
 
 impl<B: Handle<Dispatch> + 'static> Engine<B> {
@@ -109,14 +112,21 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let Some(settings) = self.desk.settings.lane else { return Ok(None) };
         let metrics = &self.desk.metrics.turns;
         let log = &self.turn.log;
+        let entered = Instant::now();
         let lane = tokio::select! {
             biased;
             lane = self.desk.lanes.enter(&self.turn, settings, metrics) => lane?,
             () = log.all_left() => return Err(Error::ClientLeft),
         };
-        let queued = self.turn.began.elapsed();
+        // a lane that was free took no time that is worth telling
+        let queued = match log.phase() {
+            Phase::Waiting { ahead: 0 } => Duration::ZERO,
+            _ => entered.elapsed(),
+        };
         metrics.queue.observe(queued.as_secs_f64());
-        self.turn.facts.set(|facts| facts.queued = queued);
+        if !queued.is_zero() {
+            self.turn.facts.set(|facts| facts.queued = queued);
+        }
         Ok(Some(lane))
     }
 
@@ -153,13 +163,15 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     }
                 }
             };
-            let relay =
-                Relay { turn: &turn, registry: &desk.registry, metrics: &desk.metrics.turns, sent };
+            let relay = Relay { turn: &turn, registry: &desk.registry, metrics: &desk.metrics.turns, sent };
             let relayed = beside(self.when_left(), relay.relay(response, self.record.exchange())).await;
             drop(running);
             return Ok(match relayed {
                 Relayed::Whole(outcome) => Worked::Over(outcome),
-                Relayed::BrokenStream(error) => Worked::Lost { error, as_event: true },
+                Relayed::BrokenStream(error) => {
+                    desk.metrics.streams_broken.inc();
+                    Worked::Lost { error, as_event: true }
+                }
                 Relayed::BrokenBody(error) => Worked::Lost { error, as_event: false },
             });
         }
@@ -338,8 +350,8 @@ impl Unfinished {
         }
         metrics.turns.duration.observe(turn.began.elapsed().saturating_sub(facts.queued).as_secs_f64());
         // Letta has refused it: it was not executed, and what repeats it is Letta's to answer
-        let may_come_again = outcome == Outcome::Refused
-            && matches!(turn.log.head(), Some(Ok(head)) if head.status.is_client_error());
+        let may_come_again =
+            outcome == Outcome::Refused && matches!(turn.log.head(), Some(Ok(head)) if head.status.is_client_error());
         turn.log.end(ended);
         if may_come_again {
             registry.forget(&turn);

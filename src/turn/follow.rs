@@ -69,7 +69,11 @@ pub(super) struct Driven {
 }
 
 impl Driven {
-    pub(super) fn new(engine: impl Future<Output = ()> + Send + 'static, turn: &Arc<Turn>, tasks: &TaskTracker) -> Self {
+    pub(super) fn new(
+        engine: impl Future<Output = ()> + Send + 'static,
+        turn: &Arc<Turn>,
+        tasks: &TaskTracker,
+    ) -> Self {
         Self { engine: Some(Box::pin(engine)), turn: Arc::clone(turn), tasks: tasks.clone() }
     }
 

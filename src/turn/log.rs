@@ -40,7 +40,9 @@ pub(super) enum Ended {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     /// Letta has not begun with it: it ends with its last follower.
-    Waiting { ahead: u32 },
+    Waiting {
+        ahead: u32,
+    },
     /// It may be in Letta's hands.
     Sent,
     Over,
@@ -213,8 +215,7 @@ impl Log {
     /// Ready when more may be appended.
     pub(super) async fn has_room(&self) {
         self.until(|state| {
-            state.is_whole
-                || state.readers.iter().flatten().all(|reader| state.bytes - reader.read <= MOST_BEHIND)
+            state.is_whole || state.readers.iter().flatten().all(|reader| state.bytes - reader.read <= MOST_BEHIND)
         })
         .await;
     }
@@ -321,9 +322,7 @@ impl Log {
         match &state.ended {
             Some(Ended::Whole) => Poll::Ready(None),
             Some(Ended::Failed(error)) => Poll::Ready(Some(Err(error.again()))),
-            Some(Ended::Told(error)) => {
-                Poll::Ready(Some(Err(Error::StreamBroken(Box::new(error.again())))))
-            }
+            Some(Ended::Told(error)) => Poll::Ready(Some(Err(Error::StreamBroken(Box::new(error.again()))))),
             None => {
                 register(state, place, cx);
                 Poll::Pending

@@ -14,7 +14,7 @@ use crate::letta::routes::{Route, Subject};
 pub(super) const LONGEST_REQUEST: usize = 16 * 1024;
 
 /// What a client asks for.
-#[derive(Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Default, Deserialize)]
 pub(super) struct Asked {
     #[serde(default)]
     pub starting_after: Option<u64>,
@@ -119,12 +119,16 @@ mod tests {
 
     fn unseen(after: u64, pieces: &[&'static str]) -> String {
         let mut skip = Skip::new(after);
-        pieces.iter().map(|piece| String::from_utf8(skip.unseen(Bytes::from_static(piece.as_bytes())).to_vec()).unwrap()).collect()
+        pieces
+            .iter()
+            .map(|piece| String::from_utf8(skip.unseen(Bytes::from_static(piece.as_bytes())).to_vec()).unwrap())
+            .collect()
     }
 
     #[test]
     fn events_without_numbers_are_counted_from_one() {
-        let stream = ["data: {\"a\":1}\n\ndata: {\"a\":2}\n\n", "data: {\"a\":3,\"seq_id\":null}\n\n", "data: [DONE]\n\n"];
+        let stream =
+            ["data: {\"a\":1}\n\ndata: {\"a\":2}\n\n", "data: {\"a\":3,\"seq_id\":null}\n\n", "data: [DONE]\n\n"];
         assert_eq!(unseen(0, &stream), stream.concat());
         assert_eq!(unseen(1, &stream), "data: {\"a\":2}\n\ndata: {\"a\":3,\"seq_id\":null}\n\ndata: [DONE]\n\n");
         assert_eq!(unseen(3, &stream), "data: [DONE]\n\n");
@@ -155,8 +159,11 @@ mod tests {
         assert_ne!(asked("").index(run, "run-1", "k"), asked("").index(run, "run-1", "other"), "a run is its key's");
         assert_eq!(asked("{\"run_id\":\"run-1\"}").index(conversation, "conv-1", "k"), Some(marks::run("k", "run-1")));
         assert_eq!(asked("{}").index(conversation, "conv-1", "k"), Some(marks::newest("k", "conv-1")));
-        assert_eq!(asked("{\"agent_id\":\"agent-1\"}").index(conversation, "default", "k"), Some(marks::newest("k", "agent-1")));
+        assert_eq!(
+            asked("{\"agent_id\":\"agent-1\"}").index(conversation, "default", "k"),
+            Some(marks::newest("k", "agent-1"))
+        );
         assert_eq!(asked("{\"otid\":\"x\"}").index(conversation, "conv-1", "k"), None);
-        assert_eq!(Asked::read(b"[").is_none(), true);
+        assert!(Asked::read(b"[").is_none());
     }
 }

@@ -56,11 +56,20 @@ pub(super) struct Desk {
     pub cutoff: Cutoff,
     /// Bytes of a message that is a turn, at most.
     longest_message: usize,
+    /// How long a body may take to come.
+    patience: Duration,
+}
+
+impl Desk {
+    async fn read(&self, parts: &mut Parts, most: usize) -> Result<Read, Error> {
+        let reading = std::mem::take(parts.request.body_mut()).read(most);
+        timeout(self.patience, reading).await.map_err(|_| Error::BodyTimeout)?
+    }
 }
 
 impl Turns {
-    /// Turns and lanes of `previous` go on.
-    pub fn new(settings: &Settings, max_body: u64, sink: &Sink, previous: Option<&Self>) -> Self {
+    /// Turns and lanes of `previous` go on. `max_body`: bytes of a request body; `patience`: how long it may take to come.
+    pub fn new(settings: &Settings, max_body: u64, patience: Duration, sink: &Sink, previous: Option<&Self>) -> Self {
         let (registry, lanes, tasks) = match previous {
             Some(Self { desk }) => (Arc::clone(&desk.registry), desk.lanes.clone(), desk.tasks.clone()),
             None => Default::default(),
@@ -73,6 +82,7 @@ impl Turns {
             metrics: Arc::clone(&sink.metrics),
             cutoff: sink.cutoff.clone(),
             longest_message: usize::try_from(max_body).unwrap_or(usize::MAX).min(LONGEST_MESSAGE),
+            patience,
         };
         Self { desk: Arc::new(desk) }
     }
@@ -98,7 +108,7 @@ impl Turns {
         below: &Arc<B>,
     ) -> Result<Response, Error> {
         let desk = &self.desk;
-        let body = match std::mem::take(parts.request.body_mut()).read(desk.longest_message).await? {
+        let body = match desk.read(&mut parts, desk.longest_message).await? {
             Read::Whole(body) => body,
             Read::Longer(body) => {
                 *parts.request.body_mut() = body;
@@ -116,8 +126,7 @@ impl Turns {
             return pass(parts, seat, record, below).await;
         };
         let marks = Marks::of(&key.id, sends, &target, &sending, repeat)?;
-        let turn =
-            Turn::new(marks, target, sends, &key.id, sending.streams, desk.settings.max_log, record.started);
+        let turn = Turn::new(marks, target, sends, &key.id, sending.streams, desk.settings.max_log, record.started);
         // a follower before it is known: nobody else can be its last
         let follower = Follower::of(&turn, &desk.metrics)?;
         if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe, repeat.is_retry)? {
@@ -176,7 +185,7 @@ impl Turns {
         record: &mut Record,
         below: &Arc<B>,
     ) -> Result<Response, Error> {
-        let body = match std::mem::take(parts.request.body_mut()).read(resume::LONGEST_REQUEST).await? {
+        let body = match self.desk.read(&mut parts, resume::LONGEST_REQUEST).await? {
             Read::Whole(body) => body,
             Read::Longer(body) => {
                 *parts.request.body_mut() = body;

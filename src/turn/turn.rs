@@ -16,6 +16,7 @@ use crate::telemetry::turn::SharedFacts;
 pub(super) type TurnId = [u8; 16];
 
 pub(super) struct Turn {
+    #[expect(dead_code, reason = "what gateways share of a turn is found by it")]
     pub id: TurnId,
     pub log: Log,
     pub facts: SharedFacts,

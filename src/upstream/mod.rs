@@ -137,6 +137,7 @@ impl<'a> Handle<Placed<'a>> for Upstream {
             }
         };
         let idle = reply::Idle { stream: self.timeouts.stream_idle, other: patience };
-        Ok(reply::pass_on(response, lease, load, idle, attempt.route.sends.is_some(), &self.cutoff, &self.metrics).await)
+        Ok(reply::pass_on(response, lease, load, idle, attempt.route.sends.is_some(), &self.cutoff, &self.metrics)
+            .await)
     }
 }

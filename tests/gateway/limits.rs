@@ -160,7 +160,7 @@ async fn open_routes_have_no_limit() {
 #[tokio::test]
 async fn a_stream_is_in_flight_until_its_last_byte() {
     let (a, mut feeds) = streaming().await;
-    let proxy = gateway(&[&a], &plan("in_flight: 2")).await;
+    let proxy = gateway(&[&a], &format!("{}\nturns: {{ lane: off }}", plan("in_flight: 2"))).await;
     let path = format!("{}/messages/stream", agent());
     let request = || proxy.request("POST", &path).body(Bytes::from("{\"input\":\"x\"}")).unwrap();
     let (first, second) = (proxy.open(request()).await, proxy.open(request()).await);
@@ -187,7 +187,7 @@ async fn a_stream_is_in_flight_until_its_last_byte() {
 }
 
 #[tokio::test]
-async fn a_client_that_leaves_gives_its_place_back() {
+async fn a_place_is_free_when_the_turn_is_over_or_the_client_of_a_read_has_left() {
     let (a, mut feeds) = streaming().await;
     let proxy = gateway(&[&a], &plan("in_flight: 1")).await;
     let path = format!("{}/messages/stream", agent());
@@ -198,7 +198,9 @@ async fn a_client_that_leaves_gives_its_place_back() {
     let feed = feeds.recv().await.unwrap();
     assert_eq!(proxy.get(&agent()).await.status, 429);
     drop(stream);
-    tokio::time::timeout(crate::support::PATIENCE, feed.closed()).await.expect("Letta is told");
+    proxy.metric_is("letta_gateway_turns_detached_total", 1.0).await;
+    assert_eq!(proxy.get(&agent()).await.status, 429, "its turn goes on at Letta without it");
+    drop(feed);
     proxy.metric_is(gauge, 0.0).await;
     assert_eq!(proxy.get(&agent()).await.status, 200);
     // before the head of an answer

@@ -180,11 +180,16 @@ async fn a_request_is_one_line_with_all_that_is_known_of_it() {
     let with = |more: &[&'static str]| always.iter().copied().chain(more.iter().copied()).collect::<BTreeSet<_>>();
 
     let asked = &log[0];
-    assert_eq!(fields(asked), with(&["route", "agent", "key", "upstream", "cache", "upstream_ms"]));
+    assert_eq!(fields(asked), {
+        let turn = ["turn", "queue_ms", "outcome", "prompt_tokens", "completion_tokens", "steps"];
+        let mut all = with(&["route", "agent", "key", "upstream", "cache", "upstream_ms"]);
+        all.extend(turn);
+        all
+    });
     let expected = serde_json::json!({
         "request_id": "asked", "client": "127.0.0.1", "protocol": "h1", "method": "POST",
         "route": "/v1/agents/{agent_id}/messages", "agent": AGENT, "key": "team-a", "upstream": a.address.to_string(),
-        "attempts": 1, "status": 200, "cache": "miss", "bytes_in": body.len(), "bytes_out": answers[0].body.len(),
+        "attempts": 1, "status": 200, "cache": "miss", "turn": "started", "outcome": "end_turn", "bytes_in": body.len(), "bytes_out": answers[0].body.len(),
         "ended_by": "complete",
     });
     for (name, value) in expected.as_object().unwrap() {
@@ -208,7 +213,7 @@ async fn a_request_is_one_line_with_all_that_is_known_of_it() {
     assert_eq!((&unknown["path"], &unknown["status"]), (&"/made-up".into(), &404.into()));
     // neither keys nor what stands in a query, which may be one
     let text = serde_json::to_string(&log).unwrap();
-    assert!(!text.contains("token") && !text.contains(KEY) && !text.contains(READER) && !text.contains("hello"));
+    assert!(!text.contains("token=x") && !text.contains(KEY) && !text.contains(READER) && !text.contains("hello"));
     assert_eq!(a.count(), 1);
 }
 
@@ -232,8 +237,10 @@ async fn whoever_ended_a_request_is_named() {
 
     let (body, feed) = stream(&mut feeds).await;
     drop(body);
-    feed.closed().await;
     let left = line(2).await;
+    // its turn goes on; the next one waits for that
+    feed.send(Some(Bytes::from("data: [DONE]\n\n"))).await.unwrap();
+    drop(feed);
     assert_eq!((&left["ended_by"], &left["status"]), (&"client".into(), &200.into()), "{left}");
 
     let (body, feed) = stream(&mut feeds).await;

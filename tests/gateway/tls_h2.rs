@@ -39,7 +39,7 @@ async fn secure(replica: &Replica) -> (Proxy, Authority) {
     let mut authority = Authority::new();
     let certificate = authority.issue("gateway", &["gateway.test"], 2031);
     let letta = format!("    servers: [ {{ url: http://{} }} ]", replica.address);
-    (start(&over_tls(&yaml(&letta, ""), &certificate.yaml())).await, authority)
+    (start(&over_tls(&yaml(&letta, "turns: { lane: off }"), &certificate.yaml())).await, authority)
 }
 
 type H2 = http2::SendRequest<Full<Bytes>>;
@@ -349,7 +349,8 @@ async fn a_stream_its_client_resets_is_let_go_and_the_others_live() {
     let left = sender.send_request(stream()).await.unwrap();
     let feed = feeds.recv().await.unwrap();
     drop(left);
-    tokio::time::timeout(PATIENCE, feed.closed()).await.expect("Letta is told");
+    proxy.metric_is("letta_gateway_turns_detached_total", 1.0).await;
+    drop(feed);
     assert_eq!(proxy.log(1).await[0]["ended_by"], "client");
     assert_eq!(ask(&mut sender, get(&agent())).await.status, 200);
     assert_eq!(proxy.metric("letta_gateway_connections_total{listener=\"127.0.0.1:0\"}").await, 1.0);

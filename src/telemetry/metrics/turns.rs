@@ -28,6 +28,16 @@ pub struct TurnMetrics {
 
 impl TurnMetrics {
     pub(super) fn new(families: &Families) -> Self {
+        // told as 0 before the first one
+        for how in ["joined", "replayed", "resumed"] {
+            families.turn_repeats.with_label_values(&[how]);
+        }
+        for reason in ["full", "patience"] {
+            families.lane_refusals.with_label_values(&[reason]);
+        }
+        for kind in ["busy", "freed", "database"] {
+            families.conflicts.with_label_values(&[kind]);
+        }
         Self {
             ended: families.turns.clone(),
             end_turn: families.turns.with_label_values(&["end_turn"]),
