@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 
 use super::log::{Head, Phase};
 use super::resume::Skip;
-use super::turn::Turn;
+use super::shared::Turn;
 use crate::body::Stream;
 use crate::cutoff::Ear;
 use crate::error::Error;

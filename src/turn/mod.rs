@@ -19,7 +19,7 @@ mod registry;
 mod relay;
 mod resume;
 mod step;
-mod turn;
+mod shared;
 
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::log::Phase;
-use super::turn::Turn;
+use super::shared::Turn;
 use super::{Dedupe, Index, marks};
 use crate::error::Error;
 use crate::telemetry::metrics::TurnMetrics;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::log::{Head, Log};
 use super::registry::Registry;
-use super::turn::Turn;
+use super::shared::Turn;
 use crate::body::{Body, Response};
 use crate::error::Error;
 use crate::letta::reply;

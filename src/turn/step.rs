@@ -15,7 +15,7 @@ use super::log::{Head, Phase};
 use super::marks::{Marks, Target};
 use super::registry::Registry;
 use super::resume::{self, Asked};
-use super::turn::Turn;
+use super::shared::Turn;
 use super::{Dispatch, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::LaneSettings;
 use super::log::Phase;
-use super::turn::Turn;
+use super::shared::Turn;
 use crate::error::Error;
 use crate::telemetry::metrics::{Gauged, TurnMetrics};
 use local::Entered;

@@ -1,4 +1,4 @@
-//! One turn: its log, what it is found by, what is told of it.
+//! What the engine, the followers and the registry of one turn share: its log, what it is found by, what is told of it.
 
 use std::sync::{Arc, OnceLock};
 
