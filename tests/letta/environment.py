@@ -177,7 +177,8 @@ class Model:
             return json.load(response)["calls"]
 
     def stop(self):
-        self.server.stop()
+        # It would wait for the answers that it still gives to nobody.
+        self.server.stop(signal.SIGKILL)
 
 
 class Replica:

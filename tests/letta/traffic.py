@@ -407,8 +407,8 @@ class Reader:
             return
         event = json.loads(data)
         self.run = event.get("run_id") or self.run
-        if event.get("seq_id") is not None:
-            self.sequence = event["seq_id"]
+        # Letta numbers the events of background runs; others are counted.
+        self.sequence = event.get("seq_id") or self.sequence + 1
 
     def over(self):
         return bool(self.blocks) and self.blocks[-1] == "data: [DONE]"
