@@ -1,6 +1,6 @@
 //! Shared state behind one door: in this process (the embedded default) or in Redis.
 //!
-//! What is kept here may be lost at any moment: nobody's answer depends on it. A store that is slow or gone costs a
+//! What is kept here may be lost at any moment: no cached answer depends on it, and turns know what to do. A store that is slow or gone costs a
 //! request at most its time budget, then nothing at all until it is back by itself.
 
 mod entry;
@@ -8,10 +8,11 @@ mod memory;
 mod redis;
 #[cfg(test)]
 mod tests;
+mod turns;
 
 use std::fmt;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::telemetry::Metrics;
@@ -19,7 +20,11 @@ use crate::telemetry::Metrics;
 use self::memory::Memory;
 pub use self::redis::BadUrl;
 use self::redis::Redis;
+pub use self::redis::turns::SharedTurns;
 pub use entry::Entry;
+pub use turns::{
+    Abandoned, Appended, Claim, Cursor, Found, Index, LONGEST_NOTE, LanePlace, MOST_FOUND, Piece, Read, Timing, TurnId,
+};
 
 /// What a value is found by: a SHA-256.
 pub type Key = [u8; 32];
@@ -71,6 +76,8 @@ impl fmt::Debug for RedisSettings {
 pub struct Store {
     settings: Arc<Settings>,
     place: Place,
+    /// Opened when it is first asked for; stays over reloads that keep the same Redis.
+    turns: Arc<OnceLock<Arc<SharedTurns>>>,
 }
 
 #[derive(Clone)]
@@ -132,7 +139,25 @@ impl Store {
             }
             Some(redis) => Place::Redis(Arc::new(Redis::new(redis, settings.max_entry, Arc::clone(metrics))?)),
         };
-        Ok(Self { settings: Arc::new(settings), place })
+        let turns = match previous.filter(|previous| previous.settings.redis == settings.redis) {
+            Some(previous) => Arc::clone(&previous.turns),
+            None => Arc::default(),
+        };
+        Ok(Self { settings: Arc::new(settings), place, turns })
+    }
+
+    /// What gateways share of turns; `None` if the store is in this process.
+    ///
+    /// Must be called within a tokio runtime: the first call begins to connect.
+    pub fn shared_turns(&self) -> Option<Arc<SharedTurns>> {
+        self.shared_turns_with(Timing::default())
+    }
+
+    fn shared_turns_with(&self, timing: Timing) -> Option<Arc<SharedTurns>> {
+        match &self.place {
+            Place::Memory(_) => None,
+            Place::Redis(redis) => Some(Arc::clone(self.turns.get_or_init(|| Arc::new(redis.open_turns(timing))))),
+        }
     }
 
     /// The value of `key`, if there is one that has not expired.

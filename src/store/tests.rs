@@ -8,7 +8,7 @@ use super::*;
 
 #[allow(dead_code, unreachable_pub, reason = "the tests of the whole gateway use it too")]
 #[path = "../../tests/support/redis.rs"]
-mod server;
+pub(super) mod server;
 
 use server::RedisServer;
 
@@ -30,7 +30,7 @@ fn in_redis(url: String) -> Settings {
 }
 
 /// Asks again until it is so; fails after a bound that no machine needs.
-async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
+pub(super) async fn eventually<F: Future<Output = bool>>(what: &str, mut is_so: impl FnMut() -> F) {
     let started = Instant::now();
     while !is_so().await {
         assert!(started.elapsed() < Duration::from_secs(30), "{what}: not within 30 s");

@@ -4,6 +4,7 @@
 //! store is down. How many commands and bytes wait for replies is bounded; what is over the bound is refused at once.
 
 mod link;
+pub(super) mod turns;
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,9 +15,10 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::{Entry, Key, RedisSettings, StoreError};
+use super::{Entry, Key, RedisSettings, StoreError, Timing};
 use crate::telemetry::Metrics;
-use link::{Link, keep};
+use link::{Link, Probe, keep};
+use turns::SharedTurns;
 
 /// Gets that may wait for replies at once.
 const READS: usize = 1024;
@@ -26,6 +28,8 @@ const WRITES: usize = 64;
 const WRITE_BUDGET: Duration = Duration::from_secs(1);
 
 pub(super) struct Redis {
+    client: Client,
+    settings: RedisSettings,
     link: Arc<Link>,
     keeper: JoinHandle<()>,
     prefix: Box<str>,
@@ -71,9 +75,12 @@ fn client(settings: &RedisSettings) -> Result<Client, BadUrl> {
 impl Redis {
     pub(super) fn new(settings: &RedisSettings, max_entry: u64, metrics: Arc<Metrics>) -> Result<Self, BadUrl> {
         let client = client(settings)?;
-        let link = Arc::new(Link::new(Arc::clone(&metrics)));
-        let keeper = tokio::spawn(keep(Arc::clone(&link), client, settings.timeout));
+        let link = Arc::new(Link::new("values", Arc::clone(&metrics)));
+        let keeper =
+            tokio::spawn(keep(Arc::clone(&link), client.clone(), Probe::ping(), settings.timeout, READS + WRITES));
         Ok(Self {
+            client,
+            settings: settings.clone(),
             link,
             keeper,
             prefix: format!("{}cache:", settings.prefix).into(),
@@ -83,6 +90,11 @@ impl Redis {
             writes: Arc::new(Semaphore::new(WRITES)),
             metrics,
         })
+    }
+
+    /// What is shared of turns, on a connection of its own: large values do not hold up the lanes.
+    pub(super) fn open_turns(&self, timing: Timing) -> SharedTurns {
+        SharedTurns::open(self.client.clone(), &self.settings, timing, Arc::clone(&self.metrics))
     }
 
     pub(super) fn is_up(&self) -> bool {

@@ -1,0 +1,89 @@
+//! Logs of turns: a stream each, whose pieces are numbered, so that none is ever there twice or between two others.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::script::{APPEND, HEARTBEAT, READ, Reply};
+use super::{SharedTurns, milliseconds};
+use crate::store::{Appended, Cursor, Piece, Read, StoreError, TurnId};
+
+/// Time budget of an append: no client waits for it.
+const APPEND_BUDGET: Duration = Duration::from_secs(1);
+/// A log's bound in Redis, whatever its owner's is.
+const MOST_PIECES: usize = 256 * 1024;
+const MOST_BYTES: usize = 64 * 1024 * 1024;
+/// Bytes that are read at once, about.
+const READ_BYTES: usize = 256 * 1024;
+
+impl SharedTurns {
+    /// Appends pieces of which the first is number `at` of the turn's log (the head is number 0), keeps the log for
+    /// `window` from now, and says that the owner is alive. What is in the log already is not appended again, so after an
+    /// error the same call can be made again. The pieces of a turn must be the same under the same numbers always.
+    pub async fn append(
+        &self,
+        turn: TurnId,
+        at: u64,
+        pieces: &[Piece],
+        window: Duration,
+    ) -> Result<Appended, StoreError> {
+        let mut call = APPEND.key(self.state_key(&turn));
+        call.key(self.log_key(&turn));
+        call.arg(milliseconds(window)).arg(milliseconds(self.timing.owner)).arg(at).arg(MOST_PIECES).arg(MOST_BYTES);
+        for piece in pieces {
+            let (kind, bytes) = match piece {
+                Piece::Head(bytes) => ("head", bytes),
+                Piece::Data(bytes) => ("data", bytes),
+                Piece::End(bytes) => ("end", bytes),
+            };
+            call.arg(kind).arg(bytes.as_ref());
+        }
+        let _permit = self.permit(&self.appends)?;
+        let reply = self.link.invoke(&call, self.budget.max(APPEND_BUDGET)).await?;
+        let appended = Reply::of(reply).and_then(|mut reply| {
+            let (what, count) = (reply.bytes()?, reply.number()?);
+            match what.as_ref() {
+                b"kept" => Some(Appended::Kept),
+                b"cut" => Some(Appended::Cut),
+                b"missing" => Some(Appended::Missing { from: count }),
+                _ => None,
+            }
+        });
+        self.understood(appended)
+    }
+
+    /// Says that the turn's owner is alive, and keeps what is known of the turn; nothing, if Redis has lost it. To be
+    /// said every third of [`Timing::owner`](crate::store::Timing::owner) if nothing is appended.
+    pub async fn heartbeat(&self, turn: TurnId) -> Result<(), StoreError> {
+        let mut call = HEARTBEAT.key(self.state_key(&turn));
+        call.key(self.log_key(&turn)).arg(milliseconds(self.timing.owner));
+        self.call(&call).await.map(drop)
+    }
+
+    /// The pieces after `cursor`.
+    pub async fn read(&self, turn: TurnId, cursor: &Cursor) -> Result<Read, StoreError> {
+        let mut call = READ.key(self.state_key(&turn));
+        call.key(self.log_key(&turn)).arg(cursor.0).arg(READ_BYTES);
+        let reply = self.call(&call).await?;
+        self.understood(Reply::of(reply).and_then(|reply| read(reply, *cursor)))
+    }
+}
+
+fn read(mut reply: Reply, from: Cursor) -> Option<Read> {
+    let (exists, owned, cut) = (reply.flag()?, reply.flag()?, reply.flag()?);
+    let mut pieces = Vec::new();
+    while !reply.is_over() {
+        pieces.push(piece(&reply.bytes()?, reply.bytes()?)?);
+    }
+    let cursor = Cursor(from.0 + pieces.len() as u64);
+    Some(Read { pieces, cursor, exists, owned, cut })
+}
+
+fn piece(kind: &[u8], bytes: Bytes) -> Option<Piece> {
+    match kind {
+        b"head" => Some(Piece::Head(bytes)),
+        b"data" => Some(Piece::Data(bytes)),
+        b"end" => Some(Piece::End(bytes)),
+        _ => None,
+    }
+}
