@@ -47,6 +47,11 @@ pub trait Stream: HttpBody<Data = Bytes, Error = Error> + Send {
     fn is_told(&self) -> bool {
         self.is_end_stream()
     }
+
+    /// The first bytes, if they have come already and not gone out.
+    fn opening(&self) -> Option<&[u8]> {
+        None
+    }
 }
 
 /// Is told what of a body went out and how it ended. Dropped untold = the client left first.
@@ -79,6 +84,15 @@ impl Body {
         match &self.content {
             Content::Whole(bytes) => Some(bytes),
             Content::Empty | Content::Stream(_) => None,
+        }
+    }
+
+    /// The first bytes, as far as they have come; None if nothing is known of them.
+    pub fn opening(&self) -> Option<&[u8]> {
+        match &self.content {
+            Content::Empty => Some(&[]),
+            Content::Whole(bytes) => Some(bytes),
+            Content::Stream(stream) => stream.opening(),
         }
     }
 

@@ -137,7 +137,7 @@ where
                 if let Some(requests) = endpoint.metrics.requests(status.as_u16()) {
                     requests.inc();
                 }
-                if status.is_server_error() && is_replica_fault(status, response.body().as_whole()) {
+                if is_replica_fault(status, response.headers(), response.body().opening()) {
                     self.eject_after_failure(endpoint);
                 } else {
                     endpoint.succeeded();

@@ -5,21 +5,26 @@ use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CACHE_CONTROL, CONTENT_LENGTH};
 use http::{HeaderName, HeaderValue};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::pool::Lease;
 use crate::body::{Body, Permit, Response, Stream};
 use crate::cutoff::{Cutoff, Ear};
 use crate::error::Error;
+use crate::letta::fault::{is_json, may_be_replica_fault};
 use crate::letta::sse::{self, Cutter};
 use crate::telemetry::Metrics;
 
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+/// Bytes of a failure that are read before it is judged, and how long that may take.
+const MOST_JUDGED: usize = 8 * 1024;
+const JUDGED_WITHIN: Duration = Duration::from_secs(1);
+
 /// How long an answer that has begun may be silent.
 #[derive(Clone, Copy)]
 pub(super) struct Idle {
@@ -40,7 +45,7 @@ pub(super) async fn pass_on(
     let (mut head, incoming) = answer.into_parts();
     let is_stream = sse::is_event_stream(&head.headers);
     let idle = if is_stream { idle.stream } else { idle.other };
-    let reply = Reply { incoming, first: None, held: Some((lease, load)), idle };
+    let reply = Reply { incoming, first: None, broken: None, held: Some((lease, load)), idle };
     let body = if is_stream {
         head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
         head.headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
@@ -51,6 +56,9 @@ pub(super) async fn pass_on(
         } else {
             Body::stream(Events::new(reply, cutoff.ear(), Arc::clone(metrics)))
         }
+    } else if may_be_replica_fault(head.status) && is_json(&head.headers) {
+        // boxed: what is seldom done must not make every request's future larger
+        Box::pin(reply.with_its_opening()).await
     } else {
         reply.whole_if_here().await
     };
@@ -62,6 +70,8 @@ struct Reply {
     incoming: Incoming,
     /// What was read before it was known to be more.
     first: Option<Bytes>,
+    /// How it broke off, to be told after `first`.
+    broken: Option<Error>,
     held: Option<(Lease, Permit)>,
     idle: Duration,
 }
@@ -78,14 +88,43 @@ impl Reply {
                 self.first = Some(data);
                 Body::stream(self)
             }
-            // told by the next poll: a connection that is closed stays so
-            Poll::Ready(Some(Err(_))) | Poll::Pending => Body::stream(self),
+            Poll::Ready(Some(Err(error))) => {
+                self.broken = Some(error);
+                Body::stream(self)
+            }
+            Poll::Pending => Body::stream(self),
         }
+    }
+
+    /// With as much of the beginning as says whose failure this is, if it comes in time. All of it goes out after.
+    async fn with_its_opening(mut self) -> Body {
+        let mut opening = BytesMut::new();
+        let _ = timeout(JUDGED_WITHIN, async {
+            while opening.len() < MOST_JUDGED {
+                match std::future::poll_fn(|cx| self.poll_data(cx)).await {
+                    Some(Ok(data)) => opening.extend_from_slice(&data),
+                    Some(Err(error)) => {
+                        self.broken = Some(error);
+                        break;
+                    }
+                    None => break,
+                }
+            }
+        })
+        .await;
+        if self.held.is_none() && self.broken.is_none() {
+            return Body::whole(opening.freeze());
+        }
+        self.first = (!opening.is_empty()).then(|| opening.freeze());
+        Body::stream(self)
     }
 
     fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
+        }
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
         }
         let mut driven = false;
         loop {
@@ -146,7 +185,7 @@ impl HttpBody for Reply {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.first.is_none() && self.incoming.is_end_stream()
+        self.first.is_none() && self.broken.is_none() && self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
@@ -161,7 +200,11 @@ impl HttpBody for Reply {
     }
 }
 
-impl Stream for Reply {}
+impl Stream for Reply {
+    fn opening(&self) -> Option<&[u8]> {
+        self.first.as_deref()
+    }
+}
 
 /// An event stream: goes out event by event, and ends with Letta's own error event if the replica or the
 /// end of the drain time breaks it off.

@@ -23,6 +23,7 @@ mod balance;
 mod bodies;
 mod cache;
 mod cors;
+mod faults;
 mod headers;
 mod lifecycle;
 mod limits;

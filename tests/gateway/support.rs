@@ -62,6 +62,8 @@ pub(crate) enum Reply {
     Pieces(&'static str, mpsc::Receiver<Option<Bytes>>),
     /// Answers when the test says what.
     Wait(oneshot::Receiver<Reply>),
+    /// The same with a status that is not 200.
+    Failing(u16, &'static str, mpsc::Receiver<Option<Bytes>>),
     /// Reads the request and closes the connection.
     Close,
     /// Reads the request and never answers.
@@ -185,6 +187,11 @@ async fn answer(
         }
         Reply::Stream(events) => pieces("text/event-stream; charset=utf-8", events),
         Reply::Pieces(content_type, events) => pieces(content_type, events),
+        Reply::Failing(status, content_type, events) => {
+            let mut response = pieces(content_type, events);
+            *response.status_mut() = status.try_into().unwrap();
+            response
+        }
         Reply::Close | Reply::Wait(_) => return Err(std::io::Error::other("as the script says")),
         Reply::Hang => std::future::pending().await,
     };
