@@ -17,6 +17,7 @@ use crate::balance::health;
 use crate::config::{self, Fixed, Settings};
 use crate::error::Cause;
 use crate::listen::{self, Listener, Live, Peer, Stop};
+use crate::open_files;
 use crate::pipeline::Pipeline;
 use crate::reload;
 use crate::step;
@@ -208,7 +209,8 @@ impl Gateway {
     /// Reads the configuration again. A bad one is told and the old one stays.
     fn reload(&self, path: &Path, diagnostics: &Diagnostics) -> Option<Settings> {
         let metrics = &self.shared.sink.metrics;
-        let result = config::load(path).map_err(|problems| problems.to_string()).and_then(|new| {
+        let result = config::load(path).map_err(|problems| problems.to_string()).and_then(|mut new| {
+            open_files::fit(&mut new);
             let previous = self.shared.pipeline.load_full();
             let pipeline =
                 Pipeline::build(&new, &self.shared.sink, Some(&previous)).map_err(|error| error.to_string())?;

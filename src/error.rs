@@ -78,6 +78,8 @@ pub enum Error {
     Draining,
     /// A bound of the gateway itself is reached (`what` names it).
     Overloaded { what: &'static str },
+    /// No connection to a replica could be opened for want of the gateway's own; nothing was sent (`what` names it).
+    Exhausted { what: &'static str, cause: Cause },
     /// A bug; the cause is in the log under the request's id.
     Internal(Cause),
 }
@@ -189,6 +191,7 @@ impl Error {
             Self::StreamBroken(_) => "upstream_stream_broken",
             Self::Draining => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
+            Self::Exhausted { .. } => "gateway_exhausted",
             Self::Internal(_) => "gateway_internal",
         }
     }
@@ -225,7 +228,11 @@ impl Error {
             | Self::UpstreamTimeout { .. }
             | Self::StreamBroken(_) => Side::Upstream,
             Self::TurnLost { error, .. } => error.side(),
-            Self::AnswerNotKept { .. } | Self::Draining | Self::Overloaded { .. } | Self::Internal(_) => Side::Gateway,
+            Self::AnswerNotKept { .. }
+            | Self::Draining
+            | Self::Overloaded { .. }
+            | Self::Exhausted { .. }
+            | Self::Internal(_) => Side::Gateway,
         }
     }
 
@@ -258,7 +265,8 @@ impl Error {
             | Self::UpstreamBusy { .. }
             | Self::LaneTimeout { .. }
             | Self::Draining
-            | Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
+            | Self::Overloaded { .. }
+            | Self::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -293,7 +301,8 @@ impl Error {
             | Self::KeyReused
             | Self::NotKept
             | Self::Draining
-            | Self::Overloaded { .. } => true,
+            | Self::Overloaded { .. }
+            | Self::Exhausted { .. } => true,
             Self::Internal(_) => false,
         }
     }
@@ -344,6 +353,7 @@ impl Error {
             Self::StreamBroken(error) => Self::StreamBroken(Box::new(error.again())),
             Self::Draining => Self::Draining,
             Self::Overloaded { what } => Self::Overloaded { what },
+            Self::Exhausted { what, cause } => Self::Exhausted { what, cause: text(cause) },
             Self::Internal(cause) => Self::Internal(text(cause)),
         }
     }
@@ -432,6 +442,7 @@ impl fmt::Display for Error {
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
             Self::Draining => f.write_str("the gateway is shutting down"),
             Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
+            Self::Exhausted { what, .. } => write!(f, "the gateway has no more {what}; the request was not sent"),
             Self::Internal(_) => f.write_str("the gateway failed; its log has the cause under this request's id"),
         }
     }
@@ -443,6 +454,7 @@ impl std::error::Error for Error {
             Self::BodyBroken(cause)
             | Self::UpstreamConnect { cause, .. }
             | Self::UpstreamClosed { cause, .. }
+            | Self::Exhausted { cause, .. }
             | Self::Internal(cause) => Some(&**cause),
             Self::StreamBroken(error) | Self::TurnLost { error, .. } => std::error::Error::source(&**error),
             _ => None,

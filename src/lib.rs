@@ -5,6 +5,7 @@
 
 // The floor: used by all, uses nothing of ours but what stands above it.
 pub mod error; //     why the gateway answers in Letta's place: status, reason and side of each answer of its own
+pub mod dial; //      a connection to a replica, and whose fault it is if there is none
 pub mod body; //      bodies whole or streaming, counted permits, what is told when a *body* ends
 pub mod hop; //       what ends with the connection it came over
 pub mod cutoff; //    the moment after which nothing in flight may go on
@@ -30,6 +31,7 @@ pub mod upstream; //  one attempt to one replica: pool, timeouts, event streams
 // The assembly: may see everything above.
 pub mod admin; //     /metrics, /livez, /readyz on their own address
 pub mod config; //    YAML text -> settings owned by each part, or every problem with its line
+pub mod open_files; // as many of them as the connections need, or fewer connections
 pub mod pipeline; //  the stack, top to bottom; nothing else
 pub mod reload; //    watches the file, the certificates and SIGHUP
 pub mod app; //       binds, runs, reloads, drains

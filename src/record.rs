@@ -112,6 +112,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         | Error::LaneTimeout { .. }
         | Error::Draining
         | Error::Overloaded { .. }
+        | Error::Exhausted { .. }
         | Error::NoUpstream
         | Error::UpstreamBusy { .. } => {
             headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));

@@ -65,7 +65,10 @@ impl Retry {
     /// Why `error` leaves room for another attempt, as the metric calls it; `None` if it does not.
     fn outcome(error: &Error, spare: bool) -> Option<&'static str> {
         match error {
-            Error::UpstreamConnect { .. } | Error::UpstreamBusy { .. } => Some("another_replica"),
+            // another replica may have an open connection left, and ports are counted by replica
+            Error::UpstreamConnect { .. } | Error::UpstreamBusy { .. } | Error::Exhausted { .. } => {
+                Some("another_replica")
+            }
             Error::UpstreamClosed { sent: false, .. } => Some("fresh_connection"),
             Error::UpstreamClosed { sent: true, .. } if spare => Some("fresh_connection"),
             _ => None,

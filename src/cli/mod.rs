@@ -16,7 +16,6 @@ use crate::error::Cause;
 
 mod healthcheck;
 mod keys;
-mod open_files;
 mod run;
 
 /// Runs the command that this process was started with.

@@ -8,26 +8,26 @@ use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
 
-use super::{Failure, load, open_files, print, version};
+use super::{Failure, load, print, version};
 use crate::config::Settings;
 use crate::pipeline::Pipeline;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::record::Sink;
 use crate::telemetry::{Metrics, diagnostics};
-use crate::{app, demo, listen};
+use crate::{app, demo, listen, open_files};
 
 /// How long work on other threads (a name being looked up) may keep a gateway that has ended.
 const LAST_WORK: Duration = Duration::from_secs(1);
 
 pub(super) fn run(path: PathBuf) -> Result<(), Failure> {
-    let settings = load(&path)?;
+    let mut settings = load(&path)?;
     listen::install_crypto_provider();
     let diagnostics = diagnostics::init(&settings.log)?;
     for warning in &settings.warnings {
         tracing::warn!(%warning, "allowed, but probably not meant");
     }
     tracing::info!(version = version(), config = %path.display(), "starting: {}", summary(&settings));
-    open_files::warn(&settings);
+    open_files::fit(&mut settings);
     let runtime = runtime(settings.workers)?;
     let result = runtime.block_on(app::run(settings, path, diagnostics));
     runtime.shutdown_timeout(LAST_WORK);

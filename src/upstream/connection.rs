@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
 use crate::body::{Request, RequestBody};
+use crate::dial::{Failure, dial};
 use crate::error::Cause;
 use crate::telemetry::metrics::{Gauged, UpstreamMetrics};
 
@@ -43,10 +44,12 @@ pub(super) enum Unanswered {
 
 impl Connection {
     /// Dials `authority` within `patience`.
-    pub(super) async fn open(authority: &str, patience: Duration, metrics: &UpstreamMetrics) -> Result<Self, Cause> {
-        let stream = timeout(patience, TcpStream::connect(authority)).await??;
-        stream.set_nodelay(true)?;
-        let (sender, driver) = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(TokioIo::new(stream)).await?;
+    pub(super) async fn open(authority: &str, patience: Duration, metrics: &UpstreamMetrics) -> Result<Self, Failure> {
+        let replica = |cause: Cause| Failure::Replica(cause);
+        let stream = timeout(patience, dial(authority)).await.map_err(|late| replica(late.into()))??;
+        stream.set_nodelay(true).map_err(|error| replica(error.into()))?;
+        let connection = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(TokioIo::new(stream));
+        let (sender, driver) = connection.await.map_err(|error| replica(error.into()))?;
         let now = Instant::now();
         Ok(Self {
             sender,

@@ -12,6 +12,7 @@ use super::connection::{Connection, Unanswered};
 use super::{PoolSettings, Settings, Timeouts};
 use crate::balance::Endpoint;
 use crate::body::Request;
+use crate::dial::Failure;
 use crate::error::Error;
 use crate::telemetry::metrics::UpstreamMetrics;
 
@@ -75,7 +76,8 @@ impl Pool {
         }
         match Box::pin(Connection::open(&self.authority, self.timeouts.connect, &self.metrics)).await {
             Ok(connection) => Ok(lease(connection)),
-            Err(cause) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
+            Err(Failure::Replica(cause)) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
+            Err(Failure::Own { what, cause }) => Err(Error::Exhausted { what, cause: cause.into() }),
         }
     }
 
