@@ -50,6 +50,8 @@ pub enum Error {
     AddressRefused { field: &'static str },
     /// A limit of the key's plan refused the request.
     Limited(Refusal),
+    /// As many requests without a key are in flight as may be, `most`.
+    KeylessFull { most: u32 },
     /// The client wants a kept answer or none (`only-if-cached`, RFC 9111 §5.2.1.7), and there is none.
     NotKept,
     /// No replica is configured or left to try.
@@ -184,6 +186,7 @@ impl Error {
             Self::UpstreamClosed { .. } => "upstream_closed",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
             Self::TurnLost { error, .. } => error.reason(),
+            Self::KeylessFull { .. } => "policy_keyless_limited",
             Self::LaneFull { .. } => "policy_lane_full",
             Self::LaneTimeout { .. } => "policy_lane_timeout",
             Self::KeyReused => "client_idempotency_key_reused",
@@ -218,6 +221,7 @@ impl Error {
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
             | Self::AddressRefused { .. }
+            | Self::KeylessFull { .. }
             | Self::LaneFull { .. }
             | Self::LaneTimeout { .. }
             | Self::Limited(_) => Side::Policy,
@@ -254,7 +258,7 @@ impl Error {
             Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
             Self::OriginRefused | Self::ScopeMissing { .. } | Self::AddressRefused { .. } => StatusCode::FORBIDDEN,
-            Self::Limited(_) | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::Limited(_) | Self::KeylessFull { .. } | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeyReused => StatusCode::CONFLICT,
             Self::AnswerNotKept { .. } => StatusCode::GONE,
             Self::TurnLost { error, .. } => error.status(),
@@ -296,6 +300,7 @@ impl Error {
             | Self::ScopeMissing { .. }
             | Self::AddressRefused { .. }
             | Self::Limited(_)
+            | Self::KeylessFull { .. }
             | Self::LaneFull { .. }
             | Self::LaneTimeout { .. }
             | Self::KeyReused
@@ -346,6 +351,7 @@ impl Error {
             Self::TurnLost { run, fate, error } => {
                 Self::TurnLost { run: run.clone(), fate: *fate, error: Box::new(error.again()) }
             }
+            Self::KeylessFull { most } => Self::KeylessFull { most: *most },
             Self::LaneFull { waiting } => Self::LaneFull { waiting: *waiting },
             Self::LaneTimeout { waited } => Self::LaneTimeout { waited: *waited },
             Self::KeyReused => Self::KeyReused,
@@ -423,6 +429,9 @@ impl fmt::Display for Error {
                     write!(f, " is {run} and")?;
                 }
                 write!(f, " was not sent again: {}", fate.text())
+            }
+            Self::KeylessFull { most } => {
+                write!(f, "too many requests without an API key at once: {most} may be in flight in all")
             }
             Self::LaneFull { waiting } => {
                 write!(f, "the agent is at work and {waiting} messages wait for it already: send this one later")

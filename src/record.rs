@@ -108,7 +108,8 @@ fn refuse(error: &Error, record: &Record) -> Response {
             }
         }
         Error::Limited(refusal) => tell_when(refusal, headers),
-        Error::LaneFull { .. }
+        Error::KeylessFull { .. }
+        | Error::LaneFull { .. }
         | Error::LaneTimeout { .. }
         | Error::Draining
         | Error::Overloaded { .. }

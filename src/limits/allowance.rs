@@ -20,6 +20,8 @@ use crate::telemetry::metrics::KeyMetrics;
 
 /// When to ask again after too many at once: nobody knows when one of them ends.
 const IN_FLIGHT_WAIT: Duration = Duration::from_secs(1);
+/// Requests without a key in flight at most, of all clients together: load balancers ask for health one at a time.
+const MOST_KEYLESS: u32 = 16;
 
 /// The limits step: what each key may spend.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Limits {
 struct Table {
     allowances: HashMap<Box<str>, Allowance>,
     rates: Vec<Arc<RateLimit>>,
+    /// Requests without a key in flight.
+    keyless: Arc<Counter>,
 }
 
 struct Allowance {
@@ -107,7 +111,8 @@ impl Limits {
             };
             allowances.insert(key.id.as_str().into(), allowance);
         }
-        Self { table: Arc::new(Table { allowances, rates }) }
+        let keyless = previous.map_or_else(Counter::new, |previous| Arc::clone(&previous.table.keyless));
+        Self { table: Arc::new(Table { allowances, rates, keyless }) }
     }
 
     /// Spends one request of the key's: its place in flight, and what is left of the rate (`None`: the plan has none).
@@ -130,6 +135,11 @@ impl Limits {
         };
         allowance.metrics.admitted.inc();
         Ok((Seat(seat), left))
+    }
+
+    /// Lets one more request without a key be in flight.
+    pub(super) fn admit_keyless(&self) -> Result<Permit, Error> {
+        self.table.keyless.take(MOST_KEYLESS).ok_or(Error::KeylessFull { most: MOST_KEYLESS })
     }
 
     /// Requests of the key's in flight now.

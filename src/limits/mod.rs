@@ -1,8 +1,8 @@
 //! Limits of each key: requests per period with a burst, and requests in flight.
 //!
 //! A refusal by one limit does not spend the other. A request is in flight until its response's last byte, so a stream
-//! counts for as long as it lasts. Routes that need no key (health, the OAuth callback) have no limit here: nobody is
-//! known to count them for, and what they cost is bounded by the listener's connections.
+//! counts for as long as it lasts. Requests that need no key (health, the OAuth callback) are counted together, for
+//! nobody is known to count them for: a few in flight, so that they leave the connections to the replicas to the keys.
 
 mod allowance;
 mod rate;

@@ -35,7 +35,11 @@ impl Within {
 impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
     async fn call(&self, admitted: Admitted, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let parts = admitted.into_parts();
-        let Some(key) = &parts.key else { return next.handle(Within { parts, seat: None }, record).await };
+        let Some(key) = &parts.key else {
+            let permit = self.admit_keyless()?;
+            let response = next.handle(Within { parts, seat: None }, record).await?;
+            return Ok(response.map(|body| body.holding(permit)));
+        };
         let is_send = parts.route.sends.is_some();
         // a repeat needs no place of its own: its turn has one
         let may_repeat = is_send && Repeat::of(parts.request.headers()).is_said();

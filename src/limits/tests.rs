@@ -208,6 +208,18 @@ fn a_reload_keeps_what_was_spent_and_who_is_in_flight() {
     assert_eq!(metrics.key("a").in_flight.get(), 0);
 }
 
+#[test]
+fn requests_without_a_key_are_few_across_reloads_too() {
+    let metrics = Metrics::new();
+    let before = limits(plan("p", None, None), &metrics);
+    let mut held: Vec<_> = (0..16).map(|_| before.admit_keyless().unwrap()).collect();
+    let after = Limits::new(&[], &[], &metrics, Some(&before));
+    assert!(matches!(after.admit_keyless(), Err(Error::KeylessFull { most: 16 })));
+    assert!(before.admit("a", false).is_ok());
+    held.pop();
+    assert!(after.admit_keyless().is_ok());
+}
+
 /// A body fed by the test; it ends when the sender is dropped.
 fn stream() -> (tokio::sync::mpsc::UnboundedSender<&'static str>, Fed) {
     let (frames, fed) = tokio::sync::mpsc::unbounded_channel();

@@ -5,7 +5,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
-use crate::support::{AGENT, Answer, KEY, Proxy, Replica, Reply, json, start, yaml};
+use crate::support::{AGENT, Answer, KEY, PATIENCE, Proxy, Replica, Reply, gateway, json, start, yaml};
 
 /// Two replicas in turn, one ejected by its second failure.
 async fn strict(failing: &Replica, well: &Replica) -> Proxy {
@@ -137,4 +137,47 @@ async fn an_answer_that_breaks_off_at_once_is_not_passed_as_whole() {
         assert_eq!(proxy.log(1).await[0]["reason"], "upstream_closed", "{status} {rest:?}");
         replica.abort();
     }
+}
+
+#[tokio::test]
+async fn requests_without_a_key_are_few_at_a_time_until_their_last_byte_and_keys_lose_nothing() {
+    let (feeds, mut feed) = mpsc::unbounded_channel();
+    let replica = Replica::start(move |seen| {
+        if seen.target.starts_with("/v1/agents/") {
+            return json("{}");
+        }
+        let (feed, body) = mpsc::channel(1);
+        feeds.send(feed).expect("the test takes it");
+        Reply::Pieces("application/json", body)
+    })
+    .await;
+    let proxy = gateway(&[&replica], "").await;
+    let keyless = |path: &str| {
+        let request = http::Request::builder().uri(format!("http://{}{path}", proxy.address()));
+        request.body(Bytes::new()).unwrap()
+    };
+    let paths = ["/v1/health/", "/latest/health", "/v1/ready/", "/v1/tools/mcp/oauth/callback?code=x&state=y"];
+    // their heads are here, their bodies are not over
+    let mut begun = Vec::new();
+    for path in paths.iter().cycle().take(16) {
+        begun.push(proxy.open(keyless(path)).await);
+    }
+    for path in paths {
+        let refused = proxy.send(keyless(path)).await;
+        assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")), "{path}");
+        assert_eq!(refused.json()["error"]["type"], "policy_keyless_limited");
+    }
+    assert_eq!(proxy.get(&format!("/v1/agents/{AGENT}")).await.status, 200);
+    assert_eq!(replica.count(), 17);
+
+    // one comes to its end, one is given up by its client
+    drop(feed.recv().await);
+    let whole = Answer::of(begun.remove(0)).await;
+    assert_eq!((whole.status, whole.text().as_str()), (200, ""));
+    begun.push(proxy.open(keyless("/v1/health/")).await);
+    assert_eq!(proxy.send(keyless("/v1/health/")).await.status, 429);
+    drop(begun.pop());
+    let waited =
+        tokio::time::timeout(PATIENCE, async { while proxy.open(keyless("/v1/health/")).await.status() != 200 {} });
+    assert!(waited.await.is_ok(), "a place is free again when a client has left");
 }

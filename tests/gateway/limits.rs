@@ -147,7 +147,7 @@ async fn what_is_refused_before_the_limits_costs_nothing() {
 }
 
 #[tokio::test]
-async fn open_routes_have_no_limit() {
+async fn open_routes_spend_nothing_of_a_key() {
     let a = Replica::start(|_| json("{}")).await;
     let proxy = gateway(&[&a], &plan("rate: { requests: 1, per: 1h, burst: 1 }, in_flight: 1")).await;
     for _ in 0..5 {
