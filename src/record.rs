@@ -15,7 +15,7 @@ use tokio::time::Instant;
 
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::error::{Error, Refusal, whole_seconds};
-use crate::listen::Peer;
+use crate::listen::{Late, Peer};
 use crate::step::Handle;
 use crate::telemetry::Record;
 use crate::telemetry::record::Sink;
@@ -58,7 +58,11 @@ impl<Next: Handle<Received>> Recorder<Next> {
         let method = request.method().clone();
         let mut record = Box::new(Record::new(self.sink.clone(), id, peer.address.ip(), method, request.version()));
         let request = Box::new(request.map(RequestBody::incoming));
-        let mut response = match self.next.handle(Received { request, peer }, &mut record).await {
+        let answer = match request.extensions().get::<Late>() {
+            None => self.next.handle(Received { request, peer }, &mut record).await,
+            Some(Late) => Err(Error::Draining),
+        };
+        let mut response = match answer {
             Ok(response) => response,
             Err(error) => {
                 record.failed(&error);

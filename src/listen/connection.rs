@@ -180,6 +180,7 @@ async fn drive<C: Http>(
             let mut retire = false;
             if !draining && drain.as_mut().poll(cx).is_ready() {
                 (draining, retire) = (true, true);
+                progress.drain();
             }
             loop {
                 if retire {

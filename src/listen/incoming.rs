@@ -13,7 +13,7 @@ use hyper::service::{HttpService, service_fn};
 use super::outgoing::Outgoing;
 use super::progress::Progress;
 use super::streams::Streams;
-use super::{Peer, Service};
+use super::{Late, Peer, Service};
 use crate::body::{Body, Response};
 
 /// The service of one connection, as hyper calls it.
@@ -28,8 +28,13 @@ pub(super) fn answering<S: Service>(
     streams: Option<Streams>,
 ) -> impl HttpService<Incoming, ResBody = Outgoing, Error = Infallible, Future: Send + 'static> + Send {
     let service = RefCell::new(service);
-    service_fn(move |request: Request<Incoming>| {
-        let in_flight = progress.begin();
+    service_fn(move |mut request: Request<Incoming>| {
+        let late = streams.is_some() && progress.is_late();
+        if late {
+            request.extensions_mut().insert(Late);
+        }
+        // what is refused does not keep a connection alive that is to end
+        let in_flight = (!late).then(|| progress.begin());
         let stream = streams.as_ref().map(Streams::open);
         let connect = request.method() == Method::CONNECT;
         call(&service, request, peer).map(move |response| {

@@ -111,6 +111,11 @@ pub struct Peer {
     pub tls: bool,
 }
 
+/// Marks a request, by its extensions, as begun on an HTTP/2 connection well after its client was told to begin no more
+/// there (RFC 9113 §6.8). It is to be refused: a client that does not hear could hold up the drain for ever.
+#[derive(Debug, Clone, Copy)]
+pub struct Late;
+
 /// What a listener serves: one clone a connection. It must always be ready; while it is not, requests are answered 503.
 pub trait Service:
     tower::Service<(http::Request<Incoming>, Peer), Response = Response, Error = Infallible, Future: Send + 'static>

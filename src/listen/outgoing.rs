@@ -22,11 +22,11 @@ pub(super) struct Outgoing {
     /// What is left of a frame larger than [`PIECE`].
     rest: Bytes,
     stream: Option<Arc<Stream>>,
-    _in_flight: InFlight,
+    _in_flight: Option<InFlight>,
 }
 
 impl Outgoing {
-    pub(super) fn new(body: Body, stream: Option<Arc<Stream>>, in_flight: InFlight) -> Self {
+    pub(super) fn new(body: Body, stream: Option<Arc<Stream>>, in_flight: Option<InFlight>) -> Self {
         Self { body, rest: Bytes::new(), stream, _in_flight: in_flight }
     }
 }

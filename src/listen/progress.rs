@@ -7,6 +7,12 @@ use std::sync::Arc;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::task::{Wake, Waker};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// How long requests may still come that crossed the GOAWAY on their way.
+const CROSSING: Duration = Duration::from_secs(1);
 
 /// The counters of one connection, and the bell that calls its watchdog.
 #[derive(Debug, Default)]
@@ -25,6 +31,8 @@ pub(super) struct Progress {
     asleep: AtomicBool,
     called: AtomicBool,
     task: OnceLock<Waker>,
+    /// When the client was told that the gateway drains.
+    drained: OnceLock<Instant>,
 }
 
 /// The counters at one moment. They wrap; only whether they changed is asked.
@@ -119,6 +127,16 @@ impl Progress {
 
     pub(super) fn closed_idle(&self) -> bool {
         self.idle.load(Ordering::Relaxed)
+    }
+
+    /// The client is told now that the gateway drains.
+    pub(super) fn drain(&self) {
+        self.drained.get_or_init(Instant::now);
+    }
+
+    /// A request that begins now was begun by a client that knew, or would not hear, that it comes too late.
+    pub(super) fn is_late(&self) -> bool {
+        self.drained.get().is_some_and(|since| since.elapsed() >= CROSSING)
     }
 
     /// A request begins; over when the guard is dropped.

@@ -107,7 +107,9 @@ impl Watchdog {
         self.last = seen;
 
         let preface = (self.protocol == Protocol::Http2 && !seen.preface).then_some(self.began);
-        let quiet = self.quiet.map(|(since, _)| since).filter(|_| self.head.is_none());
+        // what begins on an HTTP/2 connection that is to end is not awaited: there is no end of beginning
+        let awaited = self.head.is_some() && !(self.retired && self.protocol == Protocol::Http2);
+        let quiet = self.quiet.map(|(since, _)| since).filter(|_| !awaited);
         let alarms = [
             (preface, self.handshake, Verdict::Cut(Reason::Preface)),
             (self.stalled, self.write, Verdict::Cut(Reason::WriteTimeout)),

@@ -181,3 +181,51 @@ async fn requests_without_a_key_are_few_at_a_time_until_their_last_byte_and_keys
         tokio::time::timeout(PATIENCE, async { while proxy.open(keyless("/v1/health/")).await.status() != 200 {} });
     assert!(waited.await.is_ok(), "a place is free again when a client has left");
 }
+
+#[tokio::test]
+async fn a_stream_begun_after_goaway_is_refused_as_draining_and_never_reaches_letta() {
+    fn headers(stream: u8, path: &str) -> Vec<u8> {
+        let bearer = format!("Bearer {KEY}");
+        let mut block = vec![0x82, 0x86, 0x04, path.len() as u8];
+        block.extend_from_slice(path.as_bytes());
+        block.extend_from_slice(&[0x01, 1, b'g', 0x0f, 0x08, bearer.len() as u8]);
+        block.extend_from_slice(bearer.as_bytes());
+        [&[0, 0, block.len() as u8, 1, 5, 0, 0, 0, stream][..], &block].concat()
+    }
+    let replica = Replica::start(|_| Reply::Hang).await;
+    let proxy = gateway(&[&replica], "").await;
+    let stream = tokio::net::TcpStream::connect(proxy.address()).await.unwrap();
+    let (mut reads, mut writes) = stream.into_split();
+    // what comes is taken, and nothing of it acknowledged
+    let closed = tokio::spawn(async move { reads.read_to_end(&mut Vec::new()).await });
+    writes.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    writes.write_all(&headers(1, "/v1/agents/")).await.unwrap();
+    replica.waits_for(1).await;
+    let late = async {
+        let mut ticks = tokio::time::interval(std::time::Duration::from_millis(100));
+        for stream in (3..255).step_by(2) {
+            ticks.tick().await;
+            // a target that is refused before Letta is asked, as long as targets are looked at
+            if writes.write_all(&headers(stream, "/no/such/route")).await.is_err() {
+                break;
+            }
+            let log = proxy.log(usize::from(stream / 2)).await;
+            if log.iter().any(|line| line["reason"] == "gateway_draining") {
+                return log;
+            }
+        }
+        panic!("every stream is served");
+    };
+    let drained = proxy.gateway.drain(PATIENCE);
+    tokio::pin!(drained);
+    let log = tokio::select! {
+        log = late => log,
+        whole = &mut drained => panic!("drained ({whole}) with a request in flight"),
+    };
+    let refused = log.last().unwrap();
+    assert_eq!((&refused["status"], &refused["ended_by"]), (&503.into(), &"gateway".into()), "{refused}");
+    drop(writes);
+    assert!(drained.await, "the client has left");
+    let _ = closed.await;
+    assert_eq!(replica.count(), 1);
+}

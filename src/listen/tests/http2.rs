@@ -240,3 +240,43 @@ async fn drain_lets_streams_end_and_takes_no_more() {
     rig.all_over(TICK).await;
     assert_eq!(rig.errors(), [""; 0]);
 }
+
+/// `GET /` in HPACK.
+const ROOT: &[u8] = b"\x82\x86\x84\x01\x01a";
+
+#[tokio::test(start_paused = true)]
+async fn a_client_deaf_to_goaway_is_refused_and_does_not_hold_up_the_drain() {
+    let rig = Rig::plain();
+    let (mut reads, mut writes) = tokio::io::split(rig.connect());
+    // it takes what comes and answers nothing of it
+    let closed = tokio::spawn(async move { read_to_close(&mut reads).await });
+    writes.write_all(&[&PREFACE[..], &settings(), &frame(1, 5, 1, WAIT)].concat()).await.unwrap();
+    while rig.served() == 0 {
+        tokio::task::yield_now().await;
+    }
+    rig.stop.drain.cancel();
+    let begun = Instant::now();
+    let (mut stream, mut released) = (1, false);
+    // half of the next head is always on its way
+    while !closed.is_finished() && begun.elapsed() < 20 * TICK {
+        stream += 2;
+        let (whole, next) = (frame(1, 5, stream, ROOT), frame(1, 5, stream + 2, ROOT));
+        let sent = if stream == 3 { 0 } else { 4 };
+        if writes.write_all(&[&whole[sent..], &next[..4]].concat()).await.is_err() {
+            break;
+        }
+        sleep(TICK / 5).await;
+        if begun.elapsed() >= 10 * TICK && !released {
+            released = true;
+            rig.world.go.notify_one();
+        }
+    }
+    let took = begun.elapsed();
+    // the stream that was in flight is served to its end, then it is over soon
+    assert!(released && took <= 14 * TICK, "over after {took:?}");
+    rig.all_let_go(TICK).await;
+    rig.all_over(TICK).await;
+    let refused = rig.world.late.load(Ordering::SeqCst);
+    // a second for those that crossed the GOAWAY
+    assert!(refused >= 40 && rig.served() <= 8, "{} served, {refused} refused", rig.served());
+}

@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::shape::Live;
-use super::{ConnectionLimits, Peer, Service, Settings, Stop, TlsSettings};
+use super::{ConnectionLimits, Late, Peer, Service, Settings, Stop, TlsSettings};
 use crate::body::{Body, Response};
 use crate::error::Error;
 use crate::telemetry::Metrics;
@@ -38,6 +38,8 @@ struct World {
     handed: AtomicUsize,
     /// Bodies and calls begun that are not over.
     alive: AtomicUsize,
+    /// Requests that came too late to be served.
+    late: AtomicUsize,
     /// Lets `/wait` answer and `/events` end.
     go: Notify,
 }
@@ -78,6 +80,10 @@ fn service(world: Arc<World>) -> impl Service {
     crate::step::service(move |(request, peer): (Request<Incoming>, Peer)| {
         let world = Arc::clone(&world);
         async move {
+            if request.extensions().get::<Late>().is_some() {
+                world.late.fetch_add(1, Ordering::SeqCst);
+                return Response::new(Body::whole(Bytes::from_static(b"too late")));
+            }
             world.served.fetch_add(1, Ordering::SeqCst);
             answer(request, peer, &world).await
         }
