@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
+use super::addresses::{Addresses, Place};
 use super::connection::Connection;
 use super::reason::Reason;
 use super::shape::Live;
@@ -29,6 +30,7 @@ pub(super) async fn accept<S: Service>(
     stop: Stop,
 ) {
     let open = Counter::new();
+    let addresses = Addresses::default();
     let mut pause = FIRST_PAUSE;
     let mut complaint = Complaint::default();
     loop {
@@ -67,10 +69,21 @@ pub(super) async fn accept<S: Service>(
             }
             continue;
         };
+        address.set_ip(address.ip().to_canonical());
+        let Some(place) = addresses.take(address.ip(), shape.limits.max_connections_per_address) else {
+            metrics.error(Reason::AddressFull.as_str());
+            if complaint.is_due() {
+                tracing::warn!(
+                    client = %address.ip(),
+                    max_connections_per_address = shape.limits.max_connections_per_address,
+                    "connections are refused: one address has too many"
+                );
+            }
+            continue;
+        };
         // a socket that is dead already shows itself at the first read
         let _ = socket::accepted(&stream);
-        address.set_ip(address.ip().to_canonical());
-        let open = Open::new(permit, Arc::clone(&metrics));
+        let open = Open::new(permit, place, Arc::clone(&metrics));
         let connection =
             Connection { address, shape, service: service.clone(), stop: stop.clone(), metrics: Arc::clone(&metrics) };
         stop.connections.spawn(serve(connection, stream, open));
@@ -91,12 +104,13 @@ fn is_the_connections_own(error: &io::Error) -> bool {
 struct Open {
     metrics: Arc<ListenerMetrics>,
     _permit: Permit,
+    _place: Place,
 }
 
 impl Open {
-    fn new(permit: Permit, metrics: Arc<ListenerMetrics>) -> Self {
+    fn new(permit: Permit, place: Place, metrics: Arc<ListenerMetrics>) -> Self {
         metrics.open.inc();
-        Self { metrics, _permit: permit }
+        Self { metrics, _permit: permit, _place: place }
     }
 }
 

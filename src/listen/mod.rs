@@ -5,6 +5,7 @@
 //! hyper refuses by itself (a malformed or oversized head) never reaches the service and is counted here.
 
 mod accept;
+mod addresses;
 mod connection;
 mod frames;
 mod incoming;
@@ -76,6 +77,8 @@ pub struct CertificateFiles {
 pub struct ConnectionLimits {
     /// Open connections at most; more are closed at once.
     pub max_connections: u32,
+    /// The same from one address, or from one IPv6 /64.
+    pub max_connections_per_address: u32,
     /// TLS handshake, HTTP/2 preface.
     pub handshake_timeout: Duration,
     /// From a request's first byte to the end of its head.
@@ -94,6 +97,7 @@ impl Default for ConnectionLimits {
     fn default() -> Self {
         Self {
             max_connections: 10_000,
+            max_connections_per_address: 2000,
             handshake_timeout: Duration::from_secs(10),
             header_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(60),

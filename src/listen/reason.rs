@@ -7,6 +7,8 @@ use std::io;
 pub(super) enum Reason {
     /// The listener has as many connections as it may have.
     Full,
+    /// The client's address has as many connections as one may have.
+    AddressFull,
     /// The TLS handshake failed.
     TlsHandshake,
     /// The TLS handshake was not complete in time.
@@ -37,6 +39,7 @@ impl Reason {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
+            Self::AddressFull => "address_full",
             Self::TlsHandshake => "tls_handshake",
             Self::TlsTimeout => "tls_timeout",
             Self::Preface => "preface",

@@ -19,6 +19,8 @@ pub(in crate::config) struct Listener {
     pub tls: Option<Tls>,
     /// Open connections at most; more are closed at once.
     pub max_connections: u32,
+    /// The same from one client address, or from one IPv6 /64.
+    pub max_connections_per_address: u32,
     /// For the TLS handshake, and for the HTTP/2 preface.
     pub handshake_timeout: DurationText,
     /// From a request's first byte to the end of its head.
@@ -39,6 +41,7 @@ impl Default for Listener {
             address: None,
             tls: None,
             max_connections: 10_000,
+            max_connections_per_address: 2000,
             handshake_timeout: DurationText::secs(10),
             header_timeout: DurationText::secs(15),
             idle_timeout: DurationText::secs(60),

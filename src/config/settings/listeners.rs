@@ -36,6 +36,7 @@ impl Check {
             address,
             tls,
             max_connections,
+            max_connections_per_address,
             handshake_timeout,
             header_timeout,
             idle_timeout,
@@ -46,6 +47,11 @@ impl Check {
         let at = |name: &str| format!("{path}.{name}");
         let limits = ConnectionLimits {
             max_connections: self.count(&at("max_connections"), max_connections, 1..=1_000_000),
+            max_connections_per_address: self.count(
+                &at("max_connections_per_address"),
+                max_connections_per_address,
+                1..=1_000_000,
+            ),
             handshake_timeout: self.duration(&at("handshake_timeout"), handshake_timeout, MILLISECOND..=HOUR),
             header_timeout: self.duration(&at("header_timeout"), header_timeout, MILLISECOND..=HOUR),
             idle_timeout: self.duration(&at("idle_timeout"), idle_timeout, MILLISECOND..=HOUR),

@@ -114,6 +114,23 @@ async fn a_full_listener_closes_at_once_and_takes_the_next_when_there_is_room() 
 }
 
 #[tokio::test]
+async fn one_address_cannot_take_the_connections_of_all() {
+    let served = Served::new("127.0.0.1:0", ConnectionLimits { max_connections_per_address: 2, ..limits() });
+    let (mut first, mut second) = (served.connect().await, served.connect().await);
+    for held in [&mut first, &mut second] {
+        assert_eq!(get(held, "/").await, "hello");
+    }
+    assert_eq!(read_to_close(&mut served.connect().await).await, b"");
+    assert_eq!(errors(&served.metrics), ["address_full=1"]);
+    let neighbour = tokio::net::TcpSocket::new_v4().unwrap();
+    neighbour.bind("127.0.0.2:0".parse().unwrap()).unwrap();
+    assert_eq!(get(&mut neighbour.connect(served.address).await.unwrap(), "/").await, "hello");
+    drop(first);
+    eventually("one is over", || served.stop.connections.len() == 1).await;
+    assert_eq!(get(&mut served.connect().await, "/").await, "hello");
+}
+
+#[tokio::test]
 async fn drain_refuses_the_new_closes_the_idle_and_lets_the_running_end() {
     let served = Served::new("127.0.0.1:0", limits());
     let (mut idle, mut fresh, mut running) = (served.connect().await, served.connect().await, served.connect().await);
