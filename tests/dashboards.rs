@@ -227,7 +227,9 @@ fn every_panel_has_a_place_of_its_own_and_asks_the_chosen_data_source() {
         }
     }
     let rows: Vec<_> = panels.iter().filter(|panel| panel["type"] == "row").map(|row| text(row, "title")).collect();
-    for topic in ["Traffic", "Latency", "Errors", "Keys and limits", "Cache", "Replicas", "Redis", "Process and TLS"] {
+    for topic in
+        ["Traffic", "Latency", "Errors", "Keys and limits", "Cache", "Turns", "Replicas", "Redis", "Process and TLS"]
+    {
         assert!(rows.iter().any(|row| row.starts_with(topic)), "no row {topic}");
     }
 }
