@@ -18,6 +18,8 @@ const MOST_BEHIND: u64 = 64 * 1024;
 /// Bytes of the first buffer pieces are written to; each next one is twice as large, up to [`LARGEST_BUFFER`].
 const FIRST_BUFFER: usize = 1024;
 const LARGEST_BUFFER: usize = 32 * 1024;
+/// Bytes that are told to other gateways at once, about.
+const TOLD_AT_ONCE: usize = 256 * 1024;
 
 /// The head of the answer, as every follower gets it.
 #[derive(Clone)]
@@ -73,6 +75,18 @@ struct State {
     is_delivered: bool,
     /// The engine, if it waits for its readers.
     engine: Option<Waker>,
+    /// Who tells other gateways of it, if that one waits for more.
+    teller: Option<Waker>,
+}
+
+/// What has come to a log since it was last asked.
+pub(super) enum News {
+    /// The next pieces, the head in front of the first one.
+    Pieces(Option<Head>, Vec<Bytes>),
+    /// The next piece is not kept any more.
+    Trimmed,
+    /// There are no more, and there will not be.
+    Over,
 }
 
 struct Reader {
@@ -87,6 +101,9 @@ impl State {
     }
 
     fn wake_readers(&mut self) {
+        if let Some(waker) = self.teller.take() {
+            waker.wake();
+        }
         for reader in self.readers.iter_mut().flatten() {
             if let Some(waker) = reader.waker.take() {
                 waker.wake();
@@ -136,6 +153,7 @@ impl Log {
             readers: Vec::new(),
             is_delivered: false,
             engine: None,
+            teller: None,
         };
         Self { state: Mutex::new(state), max: max as u64 }
     }
@@ -235,6 +253,45 @@ impl Log {
             Poll::Pending
         })
         .await;
+    }
+
+    // --- for those who tell other gateways of it ---
+
+    /// What comes after the first `told` pieces, the head counted as one.
+    pub(super) async fn news(&self, told: u64) -> News {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            let told = usize::try_from(told).unwrap_or(usize::MAX);
+            let head = state.head.clone().filter(|_| told == 0);
+            let at = told.saturating_sub(1);
+            if let Some(at) = at.checked_sub(state.first) {
+                let mut bytes = 0;
+                let is_within = |piece: &&Bytes| {
+                    let is_first = bytes == 0;
+                    bytes += piece.len();
+                    is_first || bytes <= TOLD_AT_ONCE
+                };
+                let has_head = told > 0 || head.is_some();
+                let pieces: Vec<Bytes> =
+                    state.pieces.iter().skip(at).take_while(is_within).filter(|_| has_head).cloned().collect();
+                if head.is_some() || !pieces.is_empty() {
+                    return Poll::Ready(News::Pieces(head, pieces));
+                }
+            } else {
+                return Poll::Ready(News::Trimmed);
+            }
+            if state.ended.is_some() {
+                return Poll::Ready(News::Over);
+            }
+            state.teller = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// What `tell` makes of its end; `None` before that.
+    pub(super) fn ended<T>(&self, tell: impl FnOnce(&Ended) -> Option<T>) -> Option<T> {
+        self.lock().ended.as_ref().and_then(tell)
     }
 
     // --- the followers' side ---
