@@ -289,6 +289,19 @@ impl Log {
         .await
     }
 
+    /// Ready when there will be no more.
+    pub(super) async fn over(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.ended.is_some() {
+                return Poll::Ready(());
+            }
+            state.teller = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
     /// What `tell` makes of its end; `None` before that.
     pub(super) fn ended<T>(&self, tell: impl FnOnce(&Ended) -> Option<T>) -> Option<T> {
         self.lock().ended.as_ref().and_then(tell)

@@ -44,6 +44,7 @@ impl Fleet {
     async fn follow(&self, theirs: TurnId, turn: &Turn) -> Mirrored {
         let mut cursor = Cursor::default();
         let mut scanner = Scanner::new();
+        let mut part = None;
         let mut pause = SHORTEST_PAUSE;
         // when it was last seen to be somebody's
         let mut seen = Instant::now();
@@ -62,8 +63,10 @@ impl Fleet {
             if !read.exists && cursor == Cursor::default() {
                 return Mirrored::Gone;
             }
-            if let Some(last) = read.pieces.last() {
-                turn.follows(if matches!(last, Piece::End(_)) { Part::Replayed } else { Part::Joined });
+            let is_over = matches!(read.pieces.last(), Some(Piece::End(_)));
+            let part = *part.get_or_insert(if is_over { Part::Replayed } else { Part::Joined });
+            if !read.pieces.is_empty() {
+                turn.follows(part);
                 pause = SHORTEST_PAUSE;
             }
             cursor = read.cursor;

@@ -38,6 +38,11 @@ pub(super) async fn publish(fleet: Arc<Fleet>, turn: Arc<Turn>) {
             }
         };
         match news {
+            // a refusal is not for giving again: whoever sends that message again asks Letta anew
+            News::Pieces(Some(head), _) if head.status.is_client_error() => {
+                turn.log.over().await;
+                break;
+            }
             News::Pieces(head, pieces) => {
                 if !teller.tell(head.and_then(|head| form::head(&head)), &pieces).await {
                     let is_up = fleet.store.is_up();
