@@ -179,13 +179,14 @@ def test_a_conversation_that_others_keep_busy_is_waited_for(connect, own_gateway
     conversation = client.call("conversations.create", agent_id=agent.id).value["id"]
     aside, _ = held_aside(direct, conversation, agent.id)
     with ThreadPoolExecutor(1) as waiting:
-        later = waiting.submit(lambda: list(client.call(path, conversation, messages=user("in time"))))
+        text = f"in time for {agent.id}"
+        later = waiting.submit(lambda: list(client.call(path, conversation, messages=user(text))))
         # It was sent, and Letta's 409 came: it is the gateway that knows better than to pass it on.
         wait_until(lambda: own_gateway.metric('conflicts_total{kind="busy"}') >= 1, "Letta's conflict")
         letta.model.release(agent.id)
-        assert words(later.result()) == "echo: in time"
+        assert words(later.result()) == f"echo: {text}"
     list(aside)
-    assert len(letta.model.calls("in time")) == 1
+    assert len(letta.model.calls(text)) == 1
 
 
 def test_lettas_own_conflict_arrives_as_such_once_patience_is_over(http, start_gateway, direct, agent, letta):
@@ -200,7 +201,7 @@ def test_lettas_own_conflict_arrives_as_such_once_patience_is_over(http, start_g
     assert answer.status == 409
     assert json.loads(answer.value)["run_id"] == run
     # Nobody did it, and it can be done now.
-    assert letta.model.calls("too soon") == []
+    assert letta.model.calls(f"too soon {agent.id}") == []
     letta.model.release(agent.id)
     list(aside)
     assert "echo: too soon" in "".join(http.send("POST", f"{gateway.url}{path}", body))
