@@ -68,7 +68,8 @@ struct State {
     /// All that was appended is still there.
     is_whole: bool,
     ended: Option<Ended>,
-    /// Bytes after which the stream has said all.
+    /// Bytes after which the answer has said all, if that is known: those its head promised, or those up to a stream's
+    /// own end.
     told_at: Option<u64>,
     readers: Vec<Option<Reader>>,
     /// Somebody has read it to its end.
@@ -98,6 +99,16 @@ struct Reader {
 impl State {
     fn is_left(&self) -> bool {
         self.readers.iter().all(Option::is_none)
+    }
+
+    /// Nobody follows, and nobody has got all of it.
+    fn is_abandoned(&self) -> bool {
+        self.is_left() && !self.is_delivered
+    }
+
+    /// `reader` has all that will be said.
+    fn is_told(&self, reader: &Reader) -> bool {
+        self.told_at.is_some_and(|told| reader.read >= told)
     }
 
     fn wake_readers(&mut self) {
@@ -178,9 +189,11 @@ impl Log {
 
     // --- the engine's side ---
 
-    pub(super) fn begin(&self, head: Head) {
+    /// `length`: the answer's, if it is known.
+    pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
         state.head = Some(head);
+        state.told_at = length;
         state.wake_readers();
     }
 
@@ -200,6 +213,7 @@ impl Log {
     pub(super) fn fill(&self, head: Head, body: &[u8]) {
         let mut state = self.lock();
         state.head = Some(head);
+        state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;
             state.pieces.push_back(Bytes::copy_from_slice(body));
@@ -238,9 +252,9 @@ impl Log {
         .await;
     }
 
-    /// Ready when nobody follows.
+    /// Ready when nobody follows that might want more of it.
     pub(super) async fn all_left(&self) {
-        self.until(State::is_left).await;
+        self.until(State::is_abandoned).await;
     }
 
     async fn until(&self, is_so: impl Fn(&State) -> bool) {
@@ -330,21 +344,18 @@ impl Log {
     pub(super) fn leave(&self, place: usize) -> bool {
         let mut state = self.lock();
         let left = state.readers.get_mut(place).and_then(Option::take);
-        if let Some(reader) = left
-            && state.ended.is_some()
-            && reader.read == state.bytes
-        {
+        let is_over = state.ended.is_some();
+        if left.is_some_and(|reader| state.is_told(&reader) || is_over && reader.read == state.bytes) {
             state.is_delivered = true;
         }
         state.trim();
         state.wake_engine();
-        state.phase == Phase::Sent && state.is_left()
+        state.phase == Phase::Sent && state.is_abandoned()
     }
 
     /// Nobody follows it, and nobody has got all of it.
     pub(super) fn is_abandoned(&self) -> bool {
-        let state = self.lock();
-        !state.is_delivered && state.is_left()
+        self.lock().is_abandoned()
     }
 
     pub(super) fn has_head(&self) -> bool {
@@ -356,7 +367,7 @@ impl Log {
     pub(super) fn is_told(&self, place: usize) -> bool {
         let state = self.lock();
         let reader = state.readers.get(place).and_then(Option::as_ref);
-        reader.is_some_and(|reader| state.told_at.is_some_and(|told| reader.read >= told))
+        reader.is_some_and(|reader| state.is_told(reader))
     }
 
     /// The head, or why there is none; without waiting for it.

@@ -44,7 +44,7 @@ impl Relay<'_> {
         let is_stream = sse::is_event_stream(&parts.headers);
         let head = Head { status: parts.status, headers: parts.headers, exchange };
         if is_stream && head.status == StatusCode::OK {
-            self.log().begin(head);
+            self.log().begin(head, None);
             return self.stream(body).await;
         }
         if let Some(whole) = body.as_whole() {
@@ -69,8 +69,9 @@ impl Relay<'_> {
         let status = head.status;
         // only an answer that can be given again is read as a whole
         let mut copy = Some(BytesMut::new());
-        let expects_more = body.size_hint().exact() != Some(0);
-        self.log().begin(head);
+        let length = body.size_hint().exact();
+        let expects_more = length != Some(0);
+        self.log().begin(head, length);
         while let Some(frame) = if expects_more { body.frame().await } else { None } {
             let data = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(data)) => data,
