@@ -73,6 +73,7 @@ fn errors() -> Vec<Error> {
         Error::KeyReused,
         Error::AnswerNotKept { run: None },
         Error::StreamBroken(Box::new(closed())),
+        Error::StoreDown,
         Error::Draining,
         Error::Overloaded { what: "connections" },
         Error::Exhausted { what: "open files", cause: cause() },

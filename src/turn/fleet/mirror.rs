@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use http::header::CONTENT_LENGTH;
 use tokio::time::{Instant, sleep};
 
 use super::{Fleet, OUTAGE, form};
@@ -73,7 +74,11 @@ impl Fleet {
             for piece in read.pieces {
                 match piece {
                     Piece::Head(bytes) => match form::read_head(bytes) {
-                        Some(head) => turn.log.begin(head),
+                        Some(head) => {
+                            let length = head.headers.get(CONTENT_LENGTH);
+                            let length = length.and_then(|length| length.to_str().ok()?.parse().ok());
+                            turn.log.begin(head, length);
+                        }
                         None => return Mirrored::Cut,
                     },
                     Piece::Data(bytes) => {
