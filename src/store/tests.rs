@@ -64,8 +64,9 @@ async fn whoever_asks_after_a_put_finds_it() {
     let server = RedisServer::start();
     let (store, _) = connected(&server).await;
     // on this one thread no task can have run between the two
-    store.put(ONE, entry("said"), HOUR);
-    assert_eq!(store.get(&ONE).await, Ok(Some(entry("said"))));
+    let said = entry("said");
+    store.put(ONE, said.clone(), HOUR);
+    assert_eq!(store.get(&ONE).await, Ok(Some(said)));
 }
 
 async fn kept(store: &Store, key: Key, entry: &Entry, ttl: Duration) {
