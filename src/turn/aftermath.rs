@@ -26,6 +26,8 @@ use crate::telemetry::metrics::UpstreamMetrics;
 const PROBE: Duration = Duration::from_secs(1);
 /// How long the lane of a run that nobody sees the end of is held at most, when no patience is configured.
 const LONGEST_AFTERMATH: Duration = Duration::from_secs(120);
+/// How long the end of a run is waited for before its client is told that it still runs.
+const FATE_PATIENCE: Duration = Duration::from_secs(5);
 /// How often a replica is probed while its run is waited for.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
@@ -46,46 +48,38 @@ struct Home<'a> {
 }
 
 impl<B: Handle<Dispatch>> Aftermath<'_, B> {
-    /// What became of a turn whose answer was lost. `has_lane`: the newest active run of its agent is its own.
-    pub(super) async fn what_became(&self, error: Error, has_lane: bool) -> (Error, Option<Run>) {
-        let lost = |run: Option<&Run>, fate| Error::TurnLost {
-            run: run.map(|run| run.id.clone()).or_else(|| self.turn.run().map(Box::from)),
-            fate,
-            error: Box::new(error.again()),
-        };
+    /// What became of a turn whose answer was lost, and its run if that goes on. `has_lane`: the newest active run of its
+    /// agent is its own.
+    pub(super) async fn what_became(&self, error: Error, has_lane: bool) -> (Error, Option<Box<str>>) {
+        let is_closed = matches!(error, Error::UpstreamClosed { .. });
         let run = match self.turn.run() {
-            Some(run) => self.inquiry.run(run, self.record).await.ok().flatten(),
-            None if has_lane => match self.inquiry.active(&self.turn.target, self.turn.began_at(), self.record).await {
-                Some(active) => active.into_iter().next(),
-                None => None,
-            },
+            Some(run) => Some(run.into()),
+            None if has_lane => {
+                let active = self.inquiry.active(&self.turn.target, self.turn.began_at(), self.record).await;
+                active.and_then(|runs| runs.into_iter().next()).map(|run| run.id)
+            }
             None => None,
         };
-        let Some(mut run) = run else { return (lost(None, Fate::Unknown), None) };
-        self.desk.registry.learn_run(self.turn, &run.id);
-        let fate = match run.status {
-            Status::Completed => Fate::Completed,
-            Status::Failed => Fate::Failed,
-            Status::Cancelled => Fate::Cancelled,
-            Status::Created | Status::Running | Status::Unknown => {
-                let is_closed = matches!(error, Error::UpstreamClosed { .. });
-                let home = self.home();
-                if is_closed && has_lane && self.is_dead(home).await && self.free(&run).await {
-                    run.status = Status::Cancelled;
-                    Fate::Freed
-                } else {
-                    Fate::Running
-                }
-            }
+        let Some(run) = run else {
+            return (Error::TurnLost { run: None, fate: Fate::Unknown, error: Box::new(error) }, None);
         };
-        (lost(Some(&run), fate), Some(run))
+        self.desk.registry.learn_run(self.turn, &run);
+        let home = if is_closed && has_lane { self.home() } else { None };
+        // one that is nearly done is worth waiting for: its client is told how it ended
+        let fate = self.fate(&run, home, Instant::now() + FATE_PATIENCE).await;
+        let lost = Error::TurnLost {
+            run: Some(run.clone()),
+            fate: fate.unwrap_or(Fate::Running),
+            error: Box::new(error),
+        };
+        (lost, fate.is_none().then_some(run))
     }
 
     /// Holds the lane until `run`, which goes on without the gateway, is over.
-    pub(super) async fn outlast(&self, run: Option<Run>) {
-        let Some(run) = run.filter(|run| !run.status.is_over()) else { return };
+    pub(super) async fn outlast(&self, run: Option<Box<str>>) {
+        let Some(run) = run else { return };
         let most = self.desk.settings.lane.map_or(LONGEST_AFTERMATH, |lane| lane.max_wait);
-        self.wait_for(&run.id, self.home(), Instant::now() + most).await;
+        self.fate(&run, self.home(), Instant::now() + most).await;
     }
 
     /// Waits until the turns of those who abandoned the lane are at work no more. False: not until `until`.
@@ -105,7 +99,7 @@ impl<B: Handle<Dispatch>> Aftermath<'_, B> {
                 },
             };
             for run in runs {
-                if !self.wait_for(&run, home, until).await {
+                if self.fate(&run, home, until).await.is_none() {
                     return false;
                 }
             }
@@ -113,34 +107,40 @@ impl<B: Handle<Dispatch>> Aftermath<'_, B> {
         true
     }
 
-    /// Until `run` is over, or known to be dead and freed. False: not until `until`.
-    pub(super) async fn wait_for_run(&self, run: &str, until: Instant) -> bool {
-        self.wait_for(run, None, until).await
+    /// Until `run` is over, at most `until`.
+    pub(super) async fn wait_for(&self, run: &str, until: Instant) {
+        self.fate(run, None, until).await;
     }
 
-    async fn wait_for(&self, run: &str, home: Option<Home<'_>>, until: Instant) -> bool {
+    /// How `run` ended, or that it was known to be dead and freed. `None`: neither until `until`.
+    async fn fate(&self, run: &str, home: Option<Home<'_>>, until: Instant) -> Option<Fate> {
         let mut pause = conflict::FIRST_PAUSE;
-        let mut probed = Instant::now().checked_sub(PROBE_EVERY);
+        let mut probed: Option<Instant> = None;
         while Instant::now() < until {
             match self.inquiry.run(run, self.record).await {
-                Ok(Some(found)) if found.status.is_over() => return true,
                 Ok(Some(found)) => {
+                    match found.status {
+                        Status::Completed => return Some(Fate::Completed),
+                        Status::Failed => return Some(Fate::Failed),
+                        Status::Cancelled => return Some(Fate::Cancelled),
+                        Status::Created | Status::Running | Status::Unknown => {}
+                    }
                     if probed.is_none_or(|at| at.elapsed() >= PROBE_EVERY) {
                         probed = Some(Instant::now());
                         if self.is_dead(home).await && self.free(&found).await {
-                            return true;
+                            return Some(Fate::Freed);
                         }
                     }
                 }
                 // Letta knows no such run
-                Ok(None) => return true,
+                Ok(None) => return Some(Fate::Unknown),
                 // nobody could be asked
                 Err(()) => {}
             }
             sleep(pause).await;
             pause = (pause * 2).min(conflict::LONGEST_PAUSE);
         }
-        false
+        None
     }
 
     async fn free(&self, run: &Run) -> bool {

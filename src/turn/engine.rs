@@ -285,7 +285,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     metrics.conflict("busy");
                     sleep(pause).await;
                     if let Some(run) = run {
-                        self.aftermath().wait_for_run(&run, until).await;
+                        self.aftermath().wait_for(&run, until).await;
                     }
                 }
             }
