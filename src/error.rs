@@ -195,6 +195,8 @@ impl Error {
             Self::LaneTimeout { .. } => "policy_lane_timeout",
             Self::KeyReused => "client_idempotency_key_reused",
             Self::AnswerNotKept { .. } => "gateway_answer_not_kept",
+            // a stream that never began at a replica
+            Self::StreamBroken(error) if error.never_sent() || error.side() != Side::Upstream => error.reason(),
             Self::StreamBroken(_) => "upstream_stream_broken",
             Self::StoreDown => "gateway_store_down",
             Self::Draining => "gateway_draining",
@@ -234,9 +236,8 @@ impl Error {
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
             | Self::UpstreamClosed { .. }
-            | Self::UpstreamTimeout { .. }
-            | Self::StreamBroken(_) => Side::Upstream,
-            Self::TurnLost { error, .. } => error.side(),
+            | Self::UpstreamTimeout { .. } => Side::Upstream,
+            Self::TurnLost { error, .. } | Self::StreamBroken(error) => error.side(),
             Self::AnswerNotKept { .. }
             | Self::StoreDown
             | Self::Draining
@@ -454,7 +455,7 @@ impl fmt::Display for Error {
                 f.write_str("this Idempotency-Key came with another request before: use a new one for each message")
             }
             Self::AnswerNotKept { run } => {
-                f.write_str("this message was sent before and its answer is too long to be given again")?;
+                f.write_str("this message was sent before and its answer is not kept")?;
                 run.as_ref().map_or(Ok(()), |run| write!(f, "; its run is {run}"))
             }
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),

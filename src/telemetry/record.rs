@@ -192,6 +192,19 @@ impl Record {
         (self.sent, self.answered) = (*sent, *answered);
     }
 
+    /// Takes over what is known by now of the turn, which may have had no head yet when the response's went out.
+    fn learn_of_turn(&mut self) {
+        let Some((part, turn)) = &self.turn else { return };
+        let (part, exchange) = (*part, turn.exchange());
+        if part == Part::Started {
+            self.queued = turn.now().queued;
+            if self.sent.is_none() && exchange.sent.is_some() {
+                self.adopt(&exchange);
+            }
+        }
+        self.upstream = self.upstream.take().or(exchange.upstream);
+    }
+
     /// Notes an error of the gateway's own: its reason, its chain of causes, whose doing it was.
     pub fn failed(&mut self, error: &Error) {
         self.reason = Some(error.reason());
@@ -254,6 +267,7 @@ impl Drop for Record {
         if self.is_silent {
             return;
         }
+        self.learn_of_turn();
         if self.ended.is_none() && self.sink.cutoff.is_over() {
             self.failed(&Error::Draining);
         }

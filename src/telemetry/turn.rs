@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::metrics::UpstreamMetrics;
+use super::record::Exchange;
 use crate::letta::reply::{StopReason, Usage};
 
 /// How a request came to its turn.
@@ -80,7 +81,7 @@ pub struct SharedFacts(Arc<Inner>);
 #[derive(Default)]
 struct Inner {
     facts: Mutex<Facts>,
-    upstream: Mutex<Option<Arc<UpstreamMetrics>>>,
+    exchange: Mutex<Exchange>,
 }
 
 impl SharedFacts {
@@ -94,11 +95,24 @@ impl SharedFacts {
 
     /// The replica that has the message, or was the last to be tried.
     pub fn upstream(&self) -> Option<Arc<UpstreamMetrics>> {
-        self.0.upstream.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.exchange().upstream
     }
 
     pub fn goes_to(&self, upstream: &Arc<UpstreamMetrics>) {
-        *self.0.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(upstream));
+        self.lock_exchange().upstream = Some(Arc::clone(upstream));
+    }
+
+    /// The exchange with the replica, as far as it has come.
+    pub fn exchange(&self) -> Exchange {
+        self.lock_exchange().clone()
+    }
+
+    pub fn exchanged(&self, exchange: Exchange) {
+        *self.lock_exchange() = exchange;
+    }
+
+    fn lock_exchange(&self) -> MutexGuard<'_, Exchange> {
+        self.0.exchange.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {

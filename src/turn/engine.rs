@@ -20,7 +20,7 @@ use super::log::{Ended, Phase};
 use super::relay::{Relay, Relayed};
 use super::shared::Turn;
 use super::step::Desk;
-use super::{Dispatch, OnDisconnect, Settings};
+use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::auth::Parts;
 use crate::auth::key::Key;
 use crate::body::{Body, Permit, RequestBody, Response};
@@ -177,14 +177,29 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     async fn enter_lane(&self) -> Result<Option<lane::Held>, Error> {
-        let Desk { settings, lanes, fleet, metrics, .. } = &*self.desk;
-        let Some(bounds) = settings.lane else { return Ok(None) };
-        let log = &self.turn.log;
+        let Some(bounds) = self.desk.settings.lane else { return Ok(None) };
         let entered = Instant::now();
+        let lane = self.wait_for_lane(bounds).await;
+        // a lane that was free took no time that is worth telling
+        let queued = match self.turn.log.phase() {
+            Phase::Waiting { ahead: 0 } => Duration::ZERO,
+            _ => entered.elapsed(),
+        };
+        if !queued.is_zero() {
+            self.turn.facts.set(|facts| facts.queued = queued);
+        }
+        if lane.is_ok() {
+            self.desk.metrics.turns.queue.observe(queued.as_secs_f64());
+        }
+        lane.map(Some)
+    }
+
+    async fn wait_for_lane(&self, bounds: LaneSettings) -> Result<lane::Held, Error> {
+        let Desk { settings, lanes, fleet, metrics, .. } = &*self.desk;
         let entering = lanes.enter(&self.turn, bounds, fleet.as_ref(), settings.on_store_error, &metrics.turns);
         let mut lane = self.unless_left(entering).await?;
         if let Some(lease) = lane.lease.as_mut().filter(|lease| !lease.abandoned().is_empty()) {
-            log.set_phase(Phase::Waiting { ahead: 1 });
+            self.turn.log.set_phase(Phase::Waiting { ahead: 1 });
             let aftermath = self.aftermath();
             let settling = async { Ok(aftermath.settle(lease.abandoned(), lane.deadline).await) };
             if !self.unless_left(settling).await? {
@@ -193,16 +208,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             }
             lease.settled();
         }
-        // a lane that was free took no time that is worth telling
-        let queued = match log.phase() {
-            Phase::Waiting { ahead: 0 } => Duration::ZERO,
-            _ => entered.elapsed(),
-        };
-        metrics.turns.queue.observe(queued.as_secs_f64());
-        if !queued.is_zero() {
-            self.turn.facts.set(|facts| facts.queued = queued);
-        }
-        Ok(Some(lane))
+        Ok(lane)
     }
 
     /// Sends the message and relays its answer. An error: it never reached Letta.
@@ -219,6 +225,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             let below = Arc::clone(&self.below);
             let left = self.when_left();
             let answer = beside(left, below.handle(dispatch, &mut self.record)).await;
+            turn.facts.exchanged(self.record.exchange());
             let response = match answer {
                 Ok(response) => response,
                 Err(error) if error.never_sent() => return Err(error),
@@ -291,7 +298,10 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             }
             Ok(())
         };
-        self.unless_left(waiting).await
+        let began = Instant::now();
+        let waited = self.unless_left(waiting).await;
+        self.turn.facts.set(|facts| facts.queued += began.elapsed());
+        waited
     }
 
     fn aftermath(&self) -> Aftermath<'_, B> {

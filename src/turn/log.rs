@@ -217,7 +217,8 @@ impl Log {
         if !body.is_empty() {
             state.bytes = body.len() as u64;
             state.pieces.push_back(Bytes::copy_from_slice(body));
-            state.is_whole = state.bytes <= self.max;
+            state.is_whole &= state.bytes <= self.max;
+            state.trim();
         }
         state.wake_readers();
     }

@@ -67,7 +67,8 @@ impl Relay<'_> {
 
     async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
         let status = head.status;
-        // only an answer that can be given again is read as a whole
+        // only an answer that could be given again is read as a whole
+        let most = self.desk.settings.max_log;
         let mut copy = Some(BytesMut::new());
         let length = body.size_hint().exact();
         let expects_more = length != Some(0);
@@ -80,9 +81,8 @@ impl Relay<'_> {
             };
             self.log().append(&data);
             self.log().has_room().await;
-            if self.log().held() == 0 {
-                copy = None;
-            } else if let Some(copy) = &mut copy {
+            copy = copy.filter(|copy| copy.len() + data.len() <= most);
+            if let Some(copy) = &mut copy {
                 copy.extend_from_slice(&data);
             }
         }

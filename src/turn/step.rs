@@ -168,15 +168,17 @@ impl Turns {
         let Parts { request, peer, route, subject, key } = parts;
         let (head, _) = request.into_parts();
         let message = Message { uri: head.uri, headers: head.headers, body, route, subject, peer, key };
+        record.turn = Some((Part::Started, turn.facts.clone()));
+        let mut engines = record.apart();
+        engines.turn.clone_from(&record.turn);
         let engine = Engine {
             desk: Arc::clone(desk),
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
             message,
             permit,
-            record: record.apart(),
+            record: engines,
         };
-        record.turn = Some((Part::Started, turn.facts.clone()));
         if sending.streams {
             desk.tasks.spawn(engine.run());
             self.stream(follower, record).await

@@ -33,3 +33,4 @@ mod streams;
 mod targets;
 mod telling;
 mod tls_h2;
+mod turns;

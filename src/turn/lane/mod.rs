@@ -61,7 +61,9 @@ impl Lanes {
                 return Err(Error::StoreDown);
             }
         }
-        let ticket = match self.local.enter(turn.target.lane(), settings.max_waiting) {
+        let waits = Arc::clone(turn);
+        let ahead = move |ahead| waits.log.set_phase(Phase::Waiting { ahead });
+        let ticket = match self.local.enter(turn.target.lane(), settings.max_waiting, ahead) {
             Entered::Held(local) => return Ok(Held { lease, _local: local, deadline }),
             Entered::Waits(ticket) => ticket,
             Entered::Full { waiting } => {
@@ -71,7 +73,6 @@ impl Lanes {
             }
         };
         let _waiting = Gauged::new(&metrics.waiting);
-        turn.log.set_phase(Phase::Waiting { ahead: ticket.ahead() });
         match timeout_at(deadline, ticket.wait()).await {
             Ok(local) => Ok(Held { lease, _local: local, deadline }),
             Err(_) => {
