@@ -67,11 +67,8 @@ impl<B: Handle<Dispatch>> Aftermath<'_, B> {
         let home = if is_closed && has_lane { self.home() } else { None };
         // one that is nearly done is worth waiting for: its client is told how it ended
         let fate = self.fate(&run, home, Instant::now() + FATE_PATIENCE).await;
-        let lost = Error::TurnLost {
-            run: Some(run.clone()),
-            fate: fate.unwrap_or(Fate::Running),
-            error: Box::new(error),
-        };
+        let lost =
+            Error::TurnLost { run: Some(run.clone()), fate: fate.unwrap_or(Fate::Running), error: Box::new(error) };
         (lost, fate.is_none().then_some(run))
     }
 

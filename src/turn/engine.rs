@@ -3,6 +3,8 @@
 //!
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
+use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,11 +102,12 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         match self.work().await {
             Ok(Worked::Over(outcome)) => unfinished.over(outcome, Ended::Whole),
             Ok(Worked::Lost { error, as_event }) => {
-                let (lost, run) = self.aftermath().what_became(error, true).await;
+                // boxed, as all that is rare: what a turn takes in memory is what a plain one takes
+                let (lost, run) = Box::pin(self.aftermath().what_became(error, true)).await;
                 let ended = self.farewell(lost, as_event);
                 unfinished.over(Outcome::Broken, ended);
                 self.permit = None;
-                self.aftermath().outlast(run).await;
+                Box::pin(self.aftermath().outlast(run)).await;
             }
             Err(error) => unfinished.never_sent(error),
         }
@@ -113,9 +116,13 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Waits until the message may be sent to Letta, or follows the turn of another gateway's that it is.
     async fn prepare(&mut self) -> Result<Prepared, Error> {
-        let Some(fleet) = self.desk.fleet.clone() else {
-            return Ok(Prepared::Ready(self.enter_lane().await?, None));
-        };
+        match self.desk.fleet.clone() {
+            None => Ok(Prepared::Ready(self.enter_lane().await?, None)),
+            Some(fleet) => Box::pin(self.prepare_among(fleet)).await,
+        }
+    }
+
+    async fn prepare_among(&mut self, fleet: Arc<Fleet>) -> Result<Prepared, Error> {
         let desk = Arc::clone(&self.desk);
         let Settings { dedupe, on_store_error, .. } = desk.settings;
         let metrics = &desk.metrics.turns;
@@ -179,7 +186,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     async fn enter_lane(&self) -> Result<Option<lane::Held>, Error> {
         let Some(bounds) = self.desk.settings.lane else { return Ok(None) };
         let entered = Instant::now();
-        let lane = self.wait_for_lane(bounds).await;
+        let Desk { lanes, fleet, .. } = &*self.desk;
+        let lane = match lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
+            Some(lane) => Ok(lane),
+            None => Box::pin(self.wait_for_lane(bounds)).await,
+        };
         // a lane that was free took no time that is worth telling
         let queued = match self.turn.log.phase() {
             Phase::Waiting { ahead: 0 } => Duration::ZERO,
@@ -231,7 +242,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 Err(error) if error.never_sent() => return Err(error),
                 Err(error) => return Ok(Worked::Lost { error, as_event: false }),
             };
-            let response = match self.conflict(response).await {
+            let found = match response.status() {
+                StatusCode::CONFLICT => Box::pin(self.conflict(response)).await,
+                _ => Err(response),
+            };
+            let response = match found {
                 Err(response) => response,
                 Ok(found) => {
                     let most = desk.settings.lane.map_or(Duration::ZERO, |lane| lane.max_wait);
@@ -239,14 +254,19 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     if Instant::now() >= until {
                         found.response
                     } else {
-                        self.wait_out(found.conflict, pause, until).await?;
+                        Box::pin(self.wait_out(found.conflict, pause, until)).await?;
                         pause = (pause * 2).min(conflict::LONGEST_PAUSE);
                         continue;
                     }
                 }
             };
             let relay = Relay { turn: &turn, desk: &desk, sent };
-            let relayed = beside(self.when_left(), relay.relay(response, self.record.exchange())).await;
+            let relayed = match relay.whole(response, self.record.exchange()) {
+                ControlFlow::Break(outcome) => Relayed::Whole(outcome),
+                ControlFlow::Continue((head, body)) => {
+                    beside(self.when_left(), Box::pin(relay.parts(head, body))).await
+                }
+            };
             drop(running);
             return Ok(match relayed {
                 Relayed::Whole(outcome) => Worked::Over(outcome),
@@ -261,9 +281,6 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// The conflict that `response` is, if waiting helps.
     async fn conflict(&self, response: Response) -> Result<Found, Response> {
-        if response.status() != StatusCode::CONFLICT {
-            return Err(response);
-        }
         let (head, body) = response.into_parts();
         let Ok(body) = Limited::new(body, LONGEST_CONFLICT).collect().await else {
             return Err(Response::from_parts(head, Body::empty()));
@@ -314,13 +331,13 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     /// What is done when the last follower has left; `None`: nothing.
-    fn when_left(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
+    fn when_left(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let policy = self.desk.settings.on_disconnect;
         if policy == OnDisconnect::Detach {
             return None;
         }
         let (turn, inquiry, record) = (Arc::clone(&self.turn), self.inquiry(), self.record.apart());
-        Some(async move {
+        Some(Box::pin(async move {
             turn.log.all_left().await;
             if policy == OnDisconnect::Drain {
                 turn.log.keep_nothing();
@@ -336,7 +353,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             if let Some(run) = run.filter(|run| !run.status.is_over()) {
                 inquiry.cancel(&run, &record).await;
             }
-        })
+        }))
     }
 }
 
@@ -347,9 +364,9 @@ struct Found {
 }
 
 /// Drives `other`, if there is one, for as long as `work` takes.
-async fn beside<T>(other: Option<impl Future<Output = ()>>, work: impl Future<Output = T>) -> T {
-    let Some(other) = other else { return work.await };
-    let (mut work, mut other) = (std::pin::pin!(work), std::pin::pin!(other));
+async fn beside<T>(other: Option<Pin<Box<dyn Future<Output = ()> + Send>>>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let Some(mut other) = other else { return work.await };
     tokio::select! {
         biased;
         done = &mut work => done,

@@ -1,5 +1,6 @@
 //! Writes one answer of a replica's to the log of its turn, and reads in passing what it says of the turn.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -17,6 +18,10 @@ use crate::letta::reply;
 use crate::letta::sse::{self, Cutter};
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Outcome;
+
+fn is_stream(head: &Head) -> bool {
+    head.status == StatusCode::OK && sse::is_event_stream(&head.headers)
+}
 
 /// How an answer ended that was relayed.
 pub(super) enum Relayed {
@@ -39,18 +44,25 @@ impl Relay<'_> {
         &self.turn.log
     }
 
-    pub(super) async fn relay(&self, response: Response, exchange: Exchange) -> Relayed {
+    /// Writes an answer that is all there, as most are; one that comes in parts is still to be written.
+    pub(super) fn whole(&self, response: Response, exchange: Exchange) -> ControlFlow<Outcome, (Head, Body)> {
         let (parts, body) = response.into_parts();
-        let is_stream = sse::is_event_stream(&parts.headers);
         let head = Head { status: parts.status, headers: parts.headers, exchange };
-        if is_stream && head.status == StatusCode::OK {
+        match body.as_whole() {
+            Some(whole) if !is_stream(&head) => {
+                let outcome = self.read(head.status, whole);
+                self.log().fill(head, whole);
+                ControlFlow::Break(outcome)
+            }
+            _ => ControlFlow::Continue((head, body)),
+        }
+    }
+
+    /// Writes an answer as it comes.
+    pub(super) async fn parts(&self, head: Head, body: Body) -> Relayed {
+        if is_stream(&head) {
             self.log().begin(head, None);
             return self.stream(body).await;
-        }
-        if let Some(whole) = body.as_whole() {
-            let outcome = self.read(head.status, whole);
-            self.log().fill(head, whole);
-            return Relayed::Whole(outcome);
         }
         self.pieces(head, body).await
     }

@@ -33,6 +33,8 @@ pub(super) struct Turn {
     pub began: Instant,
     /// How long it can be repeated once it is over.
     pub window: Duration,
+    /// What the newest turn of its target is found by.
+    newest: Index,
     /// Its run at Letta, once that is known.
     run: OnceLock<Box<str>>,
     /// How it is a part of another gateway's turn, if it is.
@@ -66,6 +68,7 @@ impl Turn {
             false => TurnId::default(),
         };
         Ok(Arc::new(Self {
+            newest: marks::newest(key, target.id()),
             id,
             log: Log::new(max_log),
             facts: SharedFacts::default(),
@@ -132,7 +135,7 @@ impl Turn {
 
     /// What the newest turn of its target is found by.
     pub(super) fn newest(&self) -> Index {
-        marks::newest(&self.key, self.target.id())
+        self.newest
     }
 
     /// All it is found by now.

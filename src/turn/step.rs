@@ -332,10 +332,15 @@ impl Turns {
 
 /// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.
 fn timing(queued: Duration, letta: Duration) -> HeaderValue {
-    use std::io::Write as _;
     let mut text = Vec::with_capacity(48);
-    let millis = |duration: Duration| duration.as_micros() as f64 / 1000.0;
-    let _ = write!(text, "queue;dur={:.3}, letta;dur={:.3}", millis(queued), millis(letta));
+    for (name, duration) in [("queue;dur=", queued), (", letta;dur=", letta)] {
+        text.extend_from_slice(name.as_bytes());
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let (whole, part) = (micros / 1000, micros % 1000);
+        text.extend_from_slice(itoa::Buffer::new().format(whole).as_bytes());
+        text.push(b'.');
+        text.extend([part / 100, part / 10 % 10, part % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or(0)));
+    }
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
 }
 

@@ -54,6 +54,15 @@ impl Lanes {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The lane, if it is free.
+    pub(super) fn enter_free(self: &Arc<Self>, lane: Index) -> Option<Held> {
+        match self.lock().entry(lane) {
+            Entry::Vacant(vacant) => vacant.insert(VecDeque::new()),
+            Entry::Occupied(_) => return None,
+        };
+        Some(Held { lanes: Arc::clone(self), lane })
+    }
+
     /// `ahead` is told how many are served first, the holder included, for as long as the lane is waited for.
     pub(super) fn enter(
         self: &Arc<Self>,

@@ -30,7 +30,6 @@ pub(super) struct Lanes {
 
 /// The lane is the turn's until this is dropped.
 pub(super) struct Held {
-    /// Given up after the other one: who waits here need not ask in vain.
     pub lease: Option<Lease>,
     _local: local::Held,
     pub deadline: Instant,
@@ -39,6 +38,13 @@ pub(super) struct Held {
 impl Lanes {
     pub(super) fn new(tasks: &TaskTracker) -> Self {
         Self { local: Arc::default(), bells: Arc::default(), tasks: tasks.clone() }
+    }
+
+    /// The lane of `turn` if it is free and nobody else needs to be asked.
+    pub(super) fn enter_free(&self, turn: &Turn, settings: LaneSettings, fleet: Option<&Arc<Fleet>>) -> Option<Held> {
+        let None = fleet else { return None };
+        let local = self.local.enter_free(turn.target.lane())?;
+        Some(Held { lease: None, _local: local, deadline: Instant::now() + settings.max_wait })
     }
 
     /// Waits for the lane of `turn`, among all gateways if there is a `fleet`.
