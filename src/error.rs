@@ -40,6 +40,8 @@ pub enum Error {
     KeyMissing,
     /// The key is not one of the configured ones.
     KeyUnknown,
+    /// The key's checksum does not fit: it was not copied whole.
+    KeyMistyped,
     /// Two different keys came with one request.
     KeyConflict,
     /// The browser's origin may not use the gateway.
@@ -171,6 +173,7 @@ impl Error {
             Self::MethodNotAllowed { .. } => "client_method_not_allowed",
             Self::KeyMissing => "policy_key_missing",
             Self::KeyUnknown => "policy_key_unknown",
+            Self::KeyMistyped => "policy_key_mistyped",
             Self::KeyConflict => "policy_key_conflict",
             Self::OriginRefused => "policy_origin",
             Self::ScopeMissing { .. } => "policy_scope_missing",
@@ -217,6 +220,7 @@ impl Error {
             | Self::NotKept => Side::Client,
             Self::KeyMissing
             | Self::KeyUnknown
+            | Self::KeyMistyped
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -255,7 +259,7 @@ impl Error {
             Self::ClientLeft => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             Self::NoSuchRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
+            Self::KeyMissing | Self::KeyUnknown | Self::KeyMistyped => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
             Self::OriginRefused | Self::ScopeMissing { .. } | Self::AddressRefused { .. } => StatusCode::FORBIDDEN,
             Self::Limited(_) | Self::KeylessFull { .. } | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
@@ -295,6 +299,7 @@ impl Error {
             | Self::MethodNotAllowed { .. }
             | Self::KeyMissing
             | Self::KeyUnknown
+            | Self::KeyMistyped
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -332,6 +337,7 @@ impl Error {
             Self::MethodNotAllowed { allow } => Self::MethodNotAllowed { allow: allow.clone() },
             Self::KeyMissing => Self::KeyMissing,
             Self::KeyUnknown => Self::KeyUnknown,
+            Self::KeyMistyped => Self::KeyMistyped,
             Self::KeyConflict => Self::KeyConflict,
             Self::OriginRefused => Self::OriginRefused,
             Self::ScopeMissing { needed } => Self::ScopeMissing { needed },
@@ -383,6 +389,9 @@ impl fmt::Display for Error {
             }
             Self::KeyMissing => f.write_str("no API key: send `Authorization: Bearer <key>`"),
             Self::KeyUnknown => f.write_str("the API key is not known to this gateway"),
+            Self::KeyMistyped => f.write_str(
+                "the API key was not copied whole: its checksum does not fit; compare it with the one you were given",
+            ),
             Self::KeyConflict => f.write_str("two different API keys in one request: send one"),
             Self::OriginRefused => f.write_str("this origin may not use the gateway from a browser"),
             Self::ScopeMissing { needed } => {

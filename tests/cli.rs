@@ -154,7 +154,7 @@ fn a_new_key_is_shown_once_and_what_is_printed_with_it_can_be_pasted() {
     assert_eq!((code, told.as_str()), (0, ""));
     let key = out.lines().find(|line| line.starts_with("lgw_")).unwrap();
     assert_eq!(out.matches(key).count(), 1);
-    assert_eq!(key.len(), "lgw_1.5_".len() + 64);
+    assert_eq!(key.len(), "lgw_1.5_".len() + 64 + "_".len() + 8);
 
     let pasted = out.lines().last().unwrap();
     let (start, _) = LEAST.split_once("keys:").unwrap();
@@ -181,11 +181,19 @@ fn no_two_keys_are_alike() {
 }
 
 #[test]
+fn a_hash_as_json_is_the_same_hash() {
+    let (_, hash, _) = run_with_input(&["keys", "hash"], "a-key-of-my-own");
+    let (code, json, _) = run_with_input(&["keys", "hash", "--json"], "a-key-of-my-own\n");
+    assert_eq!((code, json), (0, format!("{{\"hash\":\"{}\"}}\n", hash.trim_end())));
+}
+
+#[test]
 fn nothing_is_hashed_that_is_no_key() {
-    for input in ["", "\n", "two words\n"] {
+    let mistyped = format!("lgw_team-a_{}_00000000\n", "ab".repeat(32));
+    for input in ["", "\n", "two words\n", &mistyped] {
         let (code, out, told) = run_with_input(&["keys", "hash"], input);
         assert_eq!((code, out.as_str()), (1, ""), "{input:?}");
-        assert!(told.starts_with("error: standard input: "), "{told}");
+        assert!(told.starts_with("error: standard input: ") && !told.contains("abab"), "{told}");
     }
 }
 

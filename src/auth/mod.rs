@@ -6,6 +6,7 @@
 mod credentials;
 pub mod key;
 mod keyring;
+pub mod text;
 #[cfg(test)]
 mod tests;
 
@@ -81,6 +82,9 @@ impl Auth {
             return Ok(None);
         }
         let text = credentials::key_text(headers, route.template.starts_with("/v1/git/"))?;
+        if text::is_mistyped(&text) {
+            return Err(Error::KeyMistyped);
+        }
         self.keyring.find(&text).map(Some).ok_or(Error::KeyUnknown)
     }
 }

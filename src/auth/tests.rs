@@ -73,6 +73,16 @@ fn no_key_is_not_the_same_as_an_unknown_one() {
 }
 
 #[test]
+fn a_mistyped_key_is_told_from_an_unknown_one() {
+    let key = text::written("team_c-1", &[7; 32]);
+    let bearer = |key: &str| found("/v1/agents/", &[("authorization", &format!("Bearer {key}"))]);
+    assert_eq!(bearer(&key), Err("policy_key_unknown"));
+    assert_eq!(bearer(&key.replacen("0707", "0770", 1)), Err("policy_key_mistyped"));
+    assert_eq!(bearer(&key[..key.len() - 1]), Err("policy_key_mistyped"));
+    assert_eq!(bearer("lgw_team-a_0123456789"), Ok(Some("team-a".to_owned())), "another form is known by its hash");
+}
+
+#[test]
 fn a_text_longer_than_any_key_is_not_hashed() {
     let key = |length| found("/v1/agents/", &[("x-api-key", &"k".repeat(length))]);
     assert_eq!(key(1024), Ok(Some("long".to_owned())));

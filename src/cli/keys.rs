@@ -9,6 +9,7 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{Failure, print};
+use crate::auth::text;
 use crate::config::is_key_id;
 
 #[derive(Debug, Subcommand)]
@@ -18,7 +19,11 @@ pub(super) enum Command {
     /// Prints the hash of a key that is read from standard input.
     ///
     /// A line end after the key does not count. Example: printf %s "$KEY" | letta-gateway keys hash
-    Hash,
+    Hash {
+        /// Prints one JSON object
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -46,12 +51,12 @@ impl Command {
     pub(super) fn run(self) -> Result<(), Failure> {
         match self {
             Self::Create(create) => create.run(),
-            Self::Hash => {
+            Self::Hash { json } => {
                 if io::stdin().is_terminal() {
                     let _ = writeln!(io::stderr(), "type or paste the key, then Enter and Ctrl-D");
                 }
-                let key = read_key(io::stdin().lock())?;
-                print(&format!("{}\n", hash(&key)))
+                let hash = hash(&read_key(io::stdin().lock())?);
+                print(&if json { format!("{}\n", json!({ "hash": hash })) } else { format!("{hash}\n") })
             }
         }
     }
@@ -64,7 +69,7 @@ impl Create {
             Some(id) => id,
             None => format!("key-{}", hex::encode(random::<3>()?)),
         };
-        let key = format!("lgw_{id}_{}", hex::encode(random::<32>()?));
+        let key = text::written(&id, &random()?);
         let hash = hash(&key);
         if json {
             return print(&format!(
@@ -115,6 +120,9 @@ fn read_key(input: impl Read) -> Result<String, Failure> {
         () if !key.bytes().all(|b| b.is_ascii_graphic()) => {
             Err(failed("a key has visible ASCII characters only, no spaces or line ends; give one key alone"))
         }
+        () if text::is_mistyped(key.as_bytes()) => {
+            Err(failed("this key was not copied whole: its checksum does not fit, so the gateway would refuse it"))
+        }
         () => Ok(key.to_owned()),
     }
 }
@@ -140,6 +148,13 @@ mod tests {
             assert!(read_key(text.as_bytes()).is_err(), "{text:?}");
         }
         assert!(read_key("k".repeat(100_000).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn a_key_that_the_gateway_would_refuse_is_not_hashed() {
+        let key = text::written("team-a", &[1; 32]);
+        assert_eq!(read_key(key.as_bytes()).unwrap(), key);
+        assert!(read_key(key.replace("0101", "0110").as_bytes()).is_err());
     }
 
     #[test]

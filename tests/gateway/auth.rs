@@ -307,3 +307,21 @@ async fn no_credentials_are_ever_told() {
     assert_eq!(proxy.metric("letta_gateway_key_requests_total{key=\"team-a\",status=\"2xx\"}").await, 1.0);
     assert_eq!(proxy.metric("letta_gateway_key_requests_total{key=\"reader\",status=\"4xx\"}").await, 1.0);
 }
+
+/// The checksum is all the gateway looks at: the key below is configured, but not as it is sent.
+#[tokio::test]
+async fn a_key_that_was_not_copied_whole_is_told_so_and_nothing_of_it_is_repeated() {
+    let a = Replica::start(|_| json("{}")).await;
+    let key = letta_gateway::auth::text::written("team_c", &[0x3c; 32]);
+    let wrong = key.replacen("3c3c", "3cc3", 1);
+    let more = [("good", &key), ("never", &wrong)]
+        .map(|(id, key)| format!("  - {{ id: {id}, hash: \"sha256:{}\", scopes: [read] }}\n", hash(key)));
+    let letta = format!("    servers: [ {{ url: http://{} }} ]", a.address);
+    let proxy = start(&yaml(&letta, "").replace("plans:", &format!("{}plans:", more.concat()))).await;
+    assert_eq!(bring(&proxy, "GET", "/v1/agents/", &[("x-api-key", &key)]).await.status, 200);
+    let refused = bring(&proxy, "GET", "/v1/agents/", &[("x-api-key", &wrong)]).await;
+    assert_eq!((refused.status, &refused.json()["error"]["type"]), (401, &"policy_key_mistyped".into()));
+    assert!(refused.header("www-authenticate").is_some() && !refused.text().contains("3c3c"), "{}", refused.text());
+    assert_eq!(a.count(), 1);
+    assert!(!format!("{:?}", proxy.log(2).await).contains("3c3c"));
+}
