@@ -1,5 +1,6 @@
 //! Binds, runs, reloads, drains: the gateway as one thing that starts and stops.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -232,8 +233,9 @@ impl Gateway {
                 self.shared.pending_restart.store(Arc::new(pending));
                 self.shared.pipeline.store(Arc::new(pipeline));
                 self.watch_replicas(&new);
+                let left: HashSet<&str> = new.keys.iter().map(|key| &*key.id).collect();
                 metrics.retain(
-                    |key| new.keys.iter().any(|left| left.id == key),
+                    |key| left.contains(key),
                     |upstream| new.balance.servers.iter().any(|left| left.authority == upstream),
                 );
                 self.shared.config_problem.store(Arc::new(None));

@@ -42,6 +42,12 @@ pub enum Error {
     KeyUnknown,
     /// The key's checksum does not fit: it was not copied whole.
     KeyMistyped,
+    /// The key is switched off in the configuration.
+    KeyDisabled,
+    /// The key's time is over.
+    KeyExpired,
+    /// The key may not be used from the client's address.
+    ClientAddressRefused,
     /// Two different keys came with one request.
     KeyConflict,
     /// The browser's origin may not use the gateway.
@@ -174,6 +180,9 @@ impl Error {
             Self::KeyMissing => "policy_key_missing",
             Self::KeyUnknown => "policy_key_unknown",
             Self::KeyMistyped => "policy_key_mistyped",
+            Self::KeyDisabled => "policy_key_disabled",
+            Self::KeyExpired => "policy_key_expired",
+            Self::ClientAddressRefused => "policy_client_address",
             Self::KeyConflict => "policy_key_conflict",
             Self::OriginRefused => "policy_origin",
             Self::ScopeMissing { .. } => "policy_scope_missing",
@@ -221,6 +230,9 @@ impl Error {
             Self::KeyMissing
             | Self::KeyUnknown
             | Self::KeyMistyped
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::ClientAddressRefused
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -259,9 +271,14 @@ impl Error {
             Self::ClientLeft => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             Self::NoSuchRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::KeyMissing | Self::KeyUnknown | Self::KeyMistyped => StatusCode::UNAUTHORIZED,
+            Self::KeyMissing | Self::KeyUnknown | Self::KeyMistyped | Self::KeyDisabled | Self::KeyExpired => {
+                StatusCode::UNAUTHORIZED
+            }
             Self::KeyConflict => StatusCode::BAD_REQUEST,
-            Self::OriginRefused | Self::ScopeMissing { .. } | Self::AddressRefused { .. } => StatusCode::FORBIDDEN,
+            Self::OriginRefused
+            | Self::ScopeMissing { .. }
+            | Self::AddressRefused { .. }
+            | Self::ClientAddressRefused => StatusCode::FORBIDDEN,
             Self::Limited(_) | Self::KeylessFull { .. } | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeyReused => StatusCode::CONFLICT,
             Self::AnswerNotKept { .. } => StatusCode::GONE,
@@ -300,6 +317,9 @@ impl Error {
             | Self::KeyMissing
             | Self::KeyUnknown
             | Self::KeyMistyped
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::ClientAddressRefused
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -338,6 +358,9 @@ impl Error {
             Self::KeyMissing => Self::KeyMissing,
             Self::KeyUnknown => Self::KeyUnknown,
             Self::KeyMistyped => Self::KeyMistyped,
+            Self::KeyDisabled => Self::KeyDisabled,
+            Self::KeyExpired => Self::KeyExpired,
+            Self::ClientAddressRefused => Self::ClientAddressRefused,
             Self::KeyConflict => Self::KeyConflict,
             Self::OriginRefused => Self::OriginRefused,
             Self::ScopeMissing { needed } => Self::ScopeMissing { needed },
@@ -392,6 +415,9 @@ impl fmt::Display for Error {
             Self::KeyMistyped => f.write_str(
                 "the API key was not copied whole: its checksum does not fit; compare it with the one you were given",
             ),
+            Self::KeyDisabled => f.write_str("the API key is switched off: ask whoever gave it to you"),
+            Self::KeyExpired => f.write_str("the API key has expired: ask for a new one"),
+            Self::ClientAddressRefused => f.write_str("the API key may not be used from this address"),
             Self::KeyConflict => f.write_str("two different API keys in one request: send one"),
             Self::OriginRefused => f.write_str("this origin may not use the gateway from a browser"),
             Self::ScopeMissing { needed } => {

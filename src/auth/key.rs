@@ -1,8 +1,12 @@
-//! A configured API key: never its text, only its digest, and what it may do.
+//! A configured API key: never its text, only its digests, what it may do, and when and from where.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use super::network::Network;
+use crate::error::Error;
 use crate::letta::routes::Scope;
 use crate::telemetry::metrics::KeyMetrics;
 
@@ -10,11 +14,37 @@ use crate::telemetry::metrics::KeyMetrics;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     pub id: String,
-    /// SHA-256 of the whole key text.
-    pub digest: [u8; 32],
+    /// SHA-256 of the whole key text; of both texts while a key is being changed.
+    pub digests: Vec<[u8; 32]>,
     pub plan: String,
     /// What it may do.
     pub scopes: Vec<Scope>,
+    /// Which agents it reaches: ids, beginnings of ids with a `*`, or `*` alone.
+    pub agents: Vec<String>,
+    /// The Letta user it acts as; None: Letta's default user.
+    pub letta_user: Option<String>,
+    /// Where it may come from; empty: from anywhere.
+    pub allowed_ips: Vec<Network>,
+    /// None: it does not end.
+    pub expires_at: Option<SystemTime>,
+    pub disabled: bool,
+}
+
+impl Settings {
+    /// A key that is open to all agents, from anywhere, without end.
+    pub fn new(id: &str, digest: [u8; 32], plan: &str, scopes: &[Scope]) -> Self {
+        Self {
+            id: id.to_owned(),
+            digests: vec![digest],
+            plan: plan.to_owned(),
+            scopes: scopes.to_vec(),
+            agents: vec!["*".to_owned()],
+            letta_user: None,
+            allowed_ips: Vec::new(),
+            expires_at: None,
+            disabled: false,
+        }
+    }
 }
 
 /// A key that was checked.
@@ -23,6 +53,39 @@ pub struct Key {
     pub plan: Arc<str>,
     pub scopes: Scopes,
     pub metrics: Arc<KeyMetrics>,
+    allowed_ips: Box<[Network]>,
+    expires_at: Option<SystemTime>,
+    disabled: bool,
+}
+
+impl Key {
+    pub(super) fn new(settings: &Settings, metrics: Arc<KeyMetrics>) -> Self {
+        let Settings { id, digests: _, plan, scopes, agents: _, letta_user: _, allowed_ips, expires_at, disabled } =
+            settings;
+        Self {
+            id: id.as_str().into(),
+            plan: plan.as_str().into(),
+            scopes: scopes.iter().copied().collect(),
+            metrics,
+            allowed_ips: allowed_ips.as_slice().into(),
+            expires_at: *expires_at,
+            disabled: *disabled,
+        }
+    }
+
+    /// Whether it may be used at all, at `now` (asked for if it matters), by a client at `address`.
+    pub(super) fn check(&self, now: impl FnOnce() -> SystemTime, address: IpAddr) -> Result<(), Error> {
+        if self.disabled {
+            return Err(Error::KeyDisabled);
+        }
+        if self.expires_at.is_some_and(|end| end <= now()) {
+            return Err(Error::KeyExpired);
+        }
+        if !self.allowed_ips.is_empty() && !self.allowed_ips.iter().any(|network| network.has(address)) {
+            return Err(Error::ClientAddressRefused);
+        }
+        Ok(())
+    }
 }
 
 impl fmt::Debug for Key {

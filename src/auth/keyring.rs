@@ -18,13 +18,11 @@ pub(super) struct Keyring {
 
 impl Keyring {
     pub(super) fn new(keys: &[Settings], metrics: &Metrics) -> Self {
-        let held = |settings: &Settings| Key {
-            id: settings.id.as_str().into(),
-            plan: settings.plan.as_str().into(),
-            scopes: settings.scopes.iter().copied().collect(),
-            metrics: metrics.key(&settings.id),
-        };
-        Self { keys: keys.iter().map(|settings| (settings.digest, Arc::new(held(settings)))).collect() }
+        let held = keys.iter().flat_map(|settings| {
+            let key = Arc::new(Key::new(settings, metrics.key(&settings.id)));
+            settings.digests.iter().map(move |digest| (*digest, Arc::clone(&key)))
+        });
+        Self { keys: held.collect() }
     }
 
     /// The key whose text this is. How long the look-up takes tells of digests only, and nobody can choose a digest.

@@ -1,4 +1,5 @@
-//! Who asks, and may they: the bearer key of a request, found by its SHA-256, and the scope its route needs.
+//! Who asks, and may they: the bearer key of a request, found by its SHA-256, whether it may be used now and from there,
+//! and the scope its route needs.
 //!
 //! Default deny: without a configured key whose scopes cover the route nothing passes but the open routes, and those
 //! pass whatever key comes with them.
@@ -6,11 +7,13 @@
 mod credentials;
 pub mod key;
 mod keyring;
+pub mod network;
 pub mod text;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use http::HeaderMap;
 
@@ -96,6 +99,7 @@ impl<Next: Handle<Admitted>> Step<Routed, Next> for Auth {
         if let Some(key) = &key {
             // before the refusal, so that the log tells whose it was
             record.key = Some(Arc::clone(&key.metrics));
+            key.check(SystemTime::now, peer.address.ip())?;
             if !key.scopes.allow(route.scope) {
                 return Err(Error::ScopeMissing { needed: route.scope.as_str() });
             }

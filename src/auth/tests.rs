@@ -9,11 +9,8 @@ const KEY: &str = "lgw_team-a_0123456789";
 const OTHER: &str = "lgw_team-b_0123456789";
 
 fn auth() -> Auth {
-    let settings = |id: &str, text: &str, scopes: &[Scope]| key::Settings {
-        id: id.to_owned(),
-        digest: Sha256::digest(text).into(),
-        plan: "standard".to_owned(),
-        scopes: scopes.to_vec(),
+    let settings = |id: &str, text: &str, scopes: &[Scope]| {
+        key::Settings::new(id, Sha256::digest(text).into(), "standard", scopes)
     };
     let keys = [
         settings("team-a", KEY, &[Scope::Read, Scope::Message]),
@@ -141,6 +138,27 @@ fn a_scope_brings_no_other_with_it_but_admin_brings_all() {
     assert!(!Scopes::default().allow(Scope::Read));
     let scopes: Scopes = [Scope::Read, Scope::Message].into_iter().collect();
     assert!(scopes.allow(Scope::Read) && scopes.allow(Scope::Message) && !scopes.allow(Scope::Modify));
+}
+
+#[test]
+fn a_key_is_good_until_its_end_from_its_networks_and_while_it_is_not_switched_off() {
+    let end = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let settings = key::Settings {
+        expires_at: Some(end),
+        allowed_ips: vec!["10.0.0.0/8".parse().unwrap()],
+        ..key::Settings::new("one", [0; 32], "standard", &[Scope::Read])
+    };
+    let metrics = Metrics::new();
+    let check = |settings: &key::Settings, now, address: &str| {
+        let checked = Key::new(settings, metrics.key("one")).check(|| now, address.parse().unwrap());
+        checked.map_err(|error| (error.reason(), error.status().as_u16()))
+    };
+    let before = end - std::time::Duration::from_nanos(1);
+    assert_eq!(check(&settings, before, "::ffff:10.1.2.3"), Ok(()));
+    assert_eq!(check(&settings, before, "11.1.2.3"), Err(("policy_client_address", 403)));
+    assert_eq!(check(&settings, end, "10.1.2.3"), Err(("policy_key_expired", 401)));
+    let disabled = key::Settings { disabled: true, ..settings };
+    assert_eq!(check(&disabled, before, "10.1.2.3"), Err(("policy_key_disabled", 401)));
 }
 
 #[test]

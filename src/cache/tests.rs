@@ -129,12 +129,8 @@ fn gateway_on(
     let metrics = Arc::new(Metrics::new());
     let store = StoreSettings { redis, max_entry: settings.max_entry, max_total: settings.max_total };
     let store = Store::new(store, &metrics, None).unwrap();
-    let keys = ["one", "two"].map(|id| key::Settings {
-        id: id.into(),
-        digest: Sha256::digest(format!("key {id}")).into(),
-        plan: "plan".into(),
-        scopes: vec![KeyScope::Message],
-    });
+    let digest = |id| Sha256::digest(format!("key {id}")).into();
+    let keys = ["one", "two"].map(|id| key::Settings::new(id, digest(id), "plan", &[KeyScope::Message]));
     let rate = Rate { requests: 1, per: Duration::from_hours(1), burst: 30 };
     let plan = Plan { name: "plan".into(), rate: Some(rate), in_flight: Some(3) };
 
