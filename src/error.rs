@@ -48,6 +48,10 @@ pub enum Error {
     KeyExpired,
     /// The key may not be used from the client's address.
     ClientAddressRefused,
+    /// The key acts as a Letta user of whom no replica could be asked yet.
+    UserUnverified,
+    /// The key acts as a Letta user that Letta does not know: it would take the default user.
+    UserUnknown,
     /// Two different keys came with one request.
     KeyConflict,
     /// The browser's origin may not use the gateway.
@@ -182,6 +186,8 @@ impl Error {
             Self::KeyMistyped => "policy_key_mistyped",
             Self::KeyDisabled => "policy_key_disabled",
             Self::KeyExpired => "policy_key_expired",
+            Self::UserUnverified => "gateway_user_unverified",
+            Self::UserUnknown => "policy_user_unknown",
             Self::ClientAddressRefused => "policy_client_address",
             Self::KeyConflict => "policy_key_conflict",
             Self::OriginRefused => "policy_origin",
@@ -233,6 +239,7 @@ impl Error {
             | Self::KeyDisabled
             | Self::KeyExpired
             | Self::ClientAddressRefused
+            | Self::UserUnknown
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -249,6 +256,7 @@ impl Error {
             | Self::StreamBroken(_) => Side::Upstream,
             Self::TurnLost { error, .. } => error.side(),
             Self::AnswerNotKept { .. }
+            | Self::UserUnverified
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. }
@@ -278,7 +286,8 @@ impl Error {
             Self::OriginRefused
             | Self::ScopeMissing { .. }
             | Self::AddressRefused { .. }
-            | Self::ClientAddressRefused => StatusCode::FORBIDDEN,
+            | Self::ClientAddressRefused
+            | Self::UserUnknown => StatusCode::FORBIDDEN,
             Self::Limited(_) | Self::KeylessFull { .. } | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeyReused => StatusCode::CONFLICT,
             Self::AnswerNotKept { .. } => StatusCode::GONE,
@@ -288,6 +297,7 @@ impl Error {
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
+            | Self::UserUnverified
             | Self::LaneTimeout { .. }
             | Self::Draining
             | Self::Overloaded { .. }
@@ -320,6 +330,8 @@ impl Error {
             | Self::KeyDisabled
             | Self::KeyExpired
             | Self::ClientAddressRefused
+            | Self::UserUnverified
+            | Self::UserUnknown
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -360,6 +372,8 @@ impl Error {
             Self::KeyMistyped => Self::KeyMistyped,
             Self::KeyDisabled => Self::KeyDisabled,
             Self::KeyExpired => Self::KeyExpired,
+            Self::UserUnverified => Self::UserUnverified,
+            Self::UserUnknown => Self::UserUnknown,
             Self::ClientAddressRefused => Self::ClientAddressRefused,
             Self::KeyConflict => Self::KeyConflict,
             Self::OriginRefused => Self::OriginRefused,
@@ -418,6 +432,10 @@ impl fmt::Display for Error {
             Self::KeyDisabled => f.write_str("the API key is switched off: ask whoever gave it to you"),
             Self::KeyExpired => f.write_str("the API key has expired: ask for a new one"),
             Self::ClientAddressRefused => f.write_str("the API key may not be used from this address"),
+            Self::UserUnverified => {
+                f.write_str("no Letta replica could be asked yet for the user this API key acts as: try again soon")
+            }
+            Self::UserUnknown => f.write_str("Letta does not know the user this API key acts as"),
             Self::KeyConflict => f.write_str("two different API keys in one request: send one"),
             Self::OriginRefused => f.write_str("this origin may not use the gateway from a browser"),
             Self::ScopeMissing { needed } => {

@@ -6,6 +6,7 @@ use tower::ServiceBuilder;
 use tower::layer::layer_fn;
 
 use crate::auth::Auth;
+use crate::auth::letta_user::LettaUsers;
 use crate::balance::{Balance, Endpoint};
 use crate::cache::Cache;
 use crate::config::Settings;
@@ -33,6 +34,8 @@ type Below = Stacked<Hygiene, Stacked<Retry, Stacked<Balance, Upstream>>>;
 /// One configuration at work, and what the next one takes over from it.
 pub struct Pipeline {
     pub stack: Stack,
+    /// Whom keys act as at Letta.
+    pub users: Arc<LettaUsers>,
     pub limits: Arc<Limits>,
     pub turns: Arc<Turns>,
     pub store: Store,
@@ -52,6 +55,7 @@ impl Pipeline {
             max_total: settings.cache.max_total,
         };
         let store = Store::new(kept, metrics, previous.map(|previous| &previous.store))?;
+        let users = Arc::new(LettaUsers::new(&settings.keys, previous.map(|previous| &*previous.users)));
         let limits =
             Arc::new(Limits::new(&settings.plans, &settings.keys, metrics, previous.map(|previous| &*previous.limits)));
         let balance = Balance::new(&settings.balance, metrics, previous.map(|previous| previous.endpoints.as_slice()));
@@ -77,7 +81,7 @@ impl Pipeline {
             // a preflight carries no key and names no route of Letta's
             .layer(Layer::new(Cors::new(&settings.cors)))
             .layer(Layer::new(Router))
-            .layer(Layer::new(Auth::new(&settings.keys, metrics)))
+            .layer(Layer::new(Auth::new(&settings.keys, &users, metrics)))
             // a cached answer counts too: limits protect the gateway as well as Letta
             .layer(Layer::shared(&limits))
             .layer(Layer::new(Cache::new(
@@ -102,6 +106,6 @@ impl Pipeline {
             .service(upstream);
 
         let stack = Recorder::new(sink.clone(), cors::response_headers, steps);
-        Ok(Self { stack, limits, turns, store, is_store_shared: settings.redis.is_some(), endpoints, pools })
+        Ok(Self { stack, users, limits, turns, store, is_store_shared: settings.redis.is_some(), endpoints, pools })
     }
 }

@@ -115,6 +115,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         Error::KeylessFull { .. }
         | Error::LaneFull { .. }
         | Error::LaneTimeout { .. }
+        | Error::UserUnverified
         | Error::Draining
         | Error::Overloaded { .. }
         | Error::Exhausted { .. }

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::letta_user::{LettaUser, LettaUsers};
 use super::network::Network;
 use crate::error::Error;
 use crate::letta::routes::Scope;
@@ -53,20 +54,24 @@ pub struct Key {
     pub plan: Arc<str>,
     pub scopes: Scopes,
     pub metrics: Arc<KeyMetrics>,
+    /// Whom it acts as at Letta; None: the default user.
+    pub letta_user: Option<Arc<LettaUser>>,
     allowed_ips: Box<[Network]>,
     expires_at: Option<SystemTime>,
     disabled: bool,
 }
 
 impl Key {
-    pub(super) fn new(settings: &Settings, metrics: Arc<KeyMetrics>) -> Self {
-        let Settings { id, digests: _, plan, scopes, agents: _, letta_user: _, allowed_ips, expires_at, disabled } =
+    /// `users`: those of all keys.
+    pub(super) fn new(settings: &Settings, users: &LettaUsers, metrics: Arc<KeyMetrics>) -> Self {
+        let Settings { id, digests: _, plan, scopes, agents: _, letta_user, allowed_ips, expires_at, disabled } =
             settings;
         Self {
             id: id.as_str().into(),
             plan: plan.as_str().into(),
             scopes: scopes.iter().copied().collect(),
             metrics,
+            letta_user: letta_user.as_deref().and_then(|id| users.get(id)).map(Arc::clone),
             allowed_ips: allowed_ips.as_slice().into(),
             expires_at: *expires_at,
             disabled: *disabled,
@@ -84,7 +89,7 @@ impl Key {
         if !self.allowed_ips.is_empty() && !self.allowed_ips.iter().any(|network| network.has(address)) {
             return Err(Error::ClientAddressRefused);
         }
-        Ok(())
+        self.letta_user.as_ref().map_or(Ok(()), |user| user.check())
     }
 }
 

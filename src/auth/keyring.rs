@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::key::{Key, Settings};
+use super::letta_user::LettaUsers;
 use crate::telemetry::Metrics;
 
 /// A longer text is no key, and is not worth hashing.
@@ -17,9 +18,9 @@ pub(super) struct Keyring {
 }
 
 impl Keyring {
-    pub(super) fn new(keys: &[Settings], metrics: &Metrics) -> Self {
+    pub(super) fn new(keys: &[Settings], users: &LettaUsers, metrics: &Metrics) -> Self {
         let held = keys.iter().flat_map(|settings| {
-            let key = Arc::new(Key::new(settings, metrics.key(&settings.id)));
+            let key = Arc::new(Key::new(settings, users, metrics.key(&settings.id)));
             settings.digests.iter().map(move |digest| (*digest, Arc::clone(&key)))
         });
         Self { keys: held.collect() }

@@ -7,6 +7,7 @@
 mod credentials;
 pub mod key;
 mod keyring;
+pub mod letta_user;
 pub mod network;
 pub mod text;
 #[cfg(test)]
@@ -26,6 +27,7 @@ use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
 use key::Key;
 use keyring::Keyring;
+use letta_user::LettaUsers;
 
 /// A request whose key may use its route, or whose route needs none.
 pub struct Admitted {
@@ -75,8 +77,9 @@ pub struct Auth {
 }
 
 impl Auth {
-    pub fn new(keys: &[key::Settings], metrics: &Metrics) -> Self {
-        Self { keyring: Keyring::new(keys, metrics) }
+    /// `users`: those that `keys` act as.
+    pub fn new(keys: &[key::Settings], users: &LettaUsers, metrics: &Metrics) -> Self {
+        Self { keyring: Keyring::new(keys, users, metrics) }
     }
 
     /// The key of a request for `route`; what it may do is not looked at.

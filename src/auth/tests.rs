@@ -18,7 +18,7 @@ fn auth() -> Auth {
         settings("long", &"k".repeat(1024), &[Scope::Read]),
         settings("too-long", &"k".repeat(1025), &[Scope::Read]),
     ];
-    Auth::new(&keys, &Metrics::new())
+    Auth::new(&keys, &LettaUsers::default(), &Metrics::new())
 }
 
 /// The id of the key found, or why none was.
@@ -148,9 +148,9 @@ fn a_key_is_good_until_its_end_from_its_networks_and_while_it_is_not_switched_of
         allowed_ips: vec!["10.0.0.0/8".parse().unwrap()],
         ..key::Settings::new("one", [0; 32], "standard", &[Scope::Read])
     };
-    let metrics = Metrics::new();
+    let (metrics, users) = (Metrics::new(), LettaUsers::default());
     let check = |settings: &key::Settings, now, address: &str| {
-        let checked = Key::new(settings, metrics.key("one")).check(|| now, address.parse().unwrap());
+        let checked = Key::new(settings, &users, metrics.key("one")).check(|| now, address.parse().unwrap());
         checked.map_err(|error| (error.reason(), error.status().as_u16()))
     };
     let before = end - std::time::Duration::from_nanos(1);
@@ -159,6 +159,27 @@ fn a_key_is_good_until_its_end_from_its_networks_and_while_it_is_not_switched_of
     assert_eq!(check(&settings, end, "10.1.2.3"), Err(("policy_key_expired", 401)));
     let disabled = key::Settings { disabled: true, ..settings };
     assert_eq!(check(&disabled, before, "10.1.2.3"), Err(("policy_key_disabled", 401)));
+}
+
+#[test]
+fn a_key_acts_as_its_user_only_while_letta_is_known_to_know_it() {
+    let user = Some("user-00000000-0000-4000-8000-000000000000".to_owned());
+    let settings = key::Settings { letta_user: user, ..key::Settings::new("one", [0; 32], "standard", &[]) };
+    let users = LettaUsers::new(std::slice::from_ref(&settings), None);
+    let metrics = Metrics::new();
+    let key = Key::new(&settings, &users, metrics.key("one"));
+    let check = || {
+        let checked = key.check(SystemTime::now, [127, 0, 0, 1].into());
+        checked.map_err(|error| (error.reason(), error.status().as_u16()))
+    };
+    assert_eq!(check(), Err(("gateway_user_unverified", 503)));
+    let user = users.iter().next().unwrap();
+    assert!(user.found(true) && !user.found(true));
+    assert_eq!(check(), Ok(()));
+    // what was known stays known over a reload
+    assert_eq!(LettaUsers::new(&[settings], Some(&users)).unverified().count(), 0);
+    assert!(user.found(false));
+    assert_eq!(check(), Err(("policy_user_unknown", 403)));
 }
 
 #[test]

@@ -19,6 +19,7 @@ use tower::Layer as _;
 
 use super::status::CACHE_STATUS;
 use super::*;
+use crate::auth::letta_user::LettaUsers;
 use crate::auth::{Auth, key};
 use crate::body::{Body, Response, Stream};
 use crate::error::Error;
@@ -139,7 +140,7 @@ fn gateway_on(
     let letta = Letta { script: Arc::new(script), seen: Arc::clone(&seen), arrived };
     let cache = Layer::new(Cache::new(settings, store, Arc::clone(&metrics), Duration::from_mins(1))).layer(letta);
     let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(cache);
-    let auth = Layer::new(Auth::new(&keys, &metrics)).layer(limits);
+    let auth = Layer::new(Auth::new(&keys, &LettaUsers::default(), &metrics)).layer(limits);
     let route = Layer::new(Router).layer(auth);
     let sink = Sink::new(Arc::clone(&metrics), AccessLog::off());
     let recorder = Arc::new(Recorder::new(sink, |_, _| {}, route));

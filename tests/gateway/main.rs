@@ -32,3 +32,4 @@ mod streams;
 mod targets;
 mod telling;
 mod tls_h2;
+mod users;
