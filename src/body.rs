@@ -4,6 +4,7 @@
 //! record) lives in its [`Body`] and is let go when the last byte has left or the client has.
 
 pub mod request;
+pub mod room;
 
 use std::fmt;
 use std::pin::Pin;

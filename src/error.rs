@@ -52,6 +52,12 @@ pub enum Error {
     UserUnverified,
     /// The key acts as a Letta user that Letta does not know: it would take the default user.
     UserUnknown,
+    /// The request names an agent, or something of an agent's, that the key does not reach.
+    AgentRefused,
+    /// The key reaches some agents only, and the request more than can be told apart; the text says what.
+    ReachRefused { why: &'static str },
+    /// Letta did not say in time whose something is that the request names.
+    OwnerUnknown,
     /// Two different keys came with one request.
     KeyConflict,
     /// The browser's origin may not use the gateway.
@@ -186,6 +192,9 @@ impl Error {
             Self::KeyMistyped => "policy_key_mistyped",
             Self::KeyDisabled => "policy_key_disabled",
             Self::KeyExpired => "policy_key_expired",
+            Self::AgentRefused => "policy_agent",
+            Self::ReachRefused { .. } => "policy_reach",
+            Self::OwnerUnknown => "gateway_owner_unknown",
             Self::UserUnverified => "gateway_user_unverified",
             Self::UserUnknown => "policy_user_unknown",
             Self::ClientAddressRefused => "policy_client_address",
@@ -240,6 +249,8 @@ impl Error {
             | Self::KeyExpired
             | Self::ClientAddressRefused
             | Self::UserUnknown
+            | Self::AgentRefused
+            | Self::ReachRefused { .. }
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -257,6 +268,7 @@ impl Error {
             Self::TurnLost { error, .. } => error.side(),
             Self::AnswerNotKept { .. }
             | Self::UserUnverified
+            | Self::OwnerUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. }
@@ -287,6 +299,8 @@ impl Error {
             | Self::ScopeMissing { .. }
             | Self::AddressRefused { .. }
             | Self::ClientAddressRefused
+            | Self::AgentRefused
+            | Self::ReachRefused { .. }
             | Self::UserUnknown => StatusCode::FORBIDDEN,
             Self::Limited(_) | Self::KeylessFull { .. } | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeyReused => StatusCode::CONFLICT,
@@ -297,6 +311,7 @@ impl Error {
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
+            | Self::OwnerUnknown
             | Self::UserUnverified
             | Self::LaneTimeout { .. }
             | Self::Draining
@@ -331,6 +346,9 @@ impl Error {
             | Self::KeyExpired
             | Self::ClientAddressRefused
             | Self::UserUnverified
+            | Self::OwnerUnknown
+            | Self::AgentRefused
+            | Self::ReachRefused { .. }
             | Self::UserUnknown
             | Self::KeyConflict
             | Self::OriginRefused
@@ -373,6 +391,9 @@ impl Error {
             Self::KeyDisabled => Self::KeyDisabled,
             Self::KeyExpired => Self::KeyExpired,
             Self::UserUnverified => Self::UserUnverified,
+            Self::AgentRefused => Self::AgentRefused,
+            Self::ReachRefused { why } => Self::ReachRefused { why },
+            Self::OwnerUnknown => Self::OwnerUnknown,
             Self::UserUnknown => Self::UserUnknown,
             Self::ClientAddressRefused => Self::ClientAddressRefused,
             Self::KeyConflict => Self::KeyConflict,
@@ -432,6 +453,13 @@ impl fmt::Display for Error {
             Self::KeyDisabled => f.write_str("the API key is switched off: ask whoever gave it to you"),
             Self::KeyExpired => f.write_str("the API key has expired: ask for a new one"),
             Self::ClientAddressRefused => f.write_str("the API key may not be used from this address"),
+            Self::AgentRefused => f.write_str("the API key does not reach this agent, or whose it is cannot be told"),
+            Self::ReachRefused { why } => {
+                write!(f, "the API key is limited to some agents and cannot be used for this: {why}")
+            }
+            Self::OwnerUnknown => {
+                f.write_str("Letta did not say in time whose it is that the request names; it was not sent: try again")
+            }
             Self::UserUnverified => {
                 f.write_str("no Letta replica could be asked yet for the user this API key acts as: try again soon")
             }

@@ -21,6 +21,7 @@ pub mod cors; //      answers preflights, names the origins that may read
 pub mod route; //     the target, read once and strictly -> which Letta endpoint, which agent, which scope
 pub mod auth; //      bearer -> key (by digest) -> may this key do that
 pub mod limits; //    rate and requests in flight of each key
+pub mod reach; //     which agents a key reaches: named by path, query or body, owned by one, listed
 pub mod cache; //     answers a repeated agent:message
 pub mod turn; //      every message reaches its agent exactly once, in order: registry, log, followers, lanes
 pub mod hygiene; //   what of a message may pass, in both directions: hop-by-hop names, credentials, Location

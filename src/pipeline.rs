@@ -14,6 +14,7 @@ use crate::cors::{self, Cors};
 use crate::error::Cause;
 use crate::hygiene::Hygiene;
 use crate::limits::Limits;
+use crate::reach::Reacher;
 use crate::record::Recorder;
 use crate::retry::Retry;
 use crate::route::Router;
@@ -25,7 +26,10 @@ use crate::upstream::{Pool, Upstream};
 
 /// The whole stack as one type: a request's way through it is one future.
 type Stack = Recorder<
-    Stacked<Cors, Stacked<Router, Stacked<Auth, Stacked<Limits, Stacked<Cache, Stacked<Turns, Arc<Below>>>>>>>,
+    Stacked<
+        Cors,
+        Stacked<Router, Stacked<Auth, Stacked<Limits, Stacked<Reacher, Stacked<Cache, Stacked<Turns, Arc<Below>>>>>>>,
+    >,
 >;
 
 /// What a turn goes through without its client.
@@ -37,6 +41,8 @@ pub struct Pipeline {
     /// Whom keys act as at Letta.
     pub users: Arc<LettaUsers>,
     pub limits: Arc<Limits>,
+    /// Remembers whose things are.
+    pub reacher: Arc<Reacher>,
     pub turns: Arc<Turns>,
     pub store: Store,
     /// The store is Redis.
@@ -77,6 +83,12 @@ impl Pipeline {
             previous.map(|previous| &*previous.turns),
         ));
 
+        let reacher = Arc::new(Reacher::new(
+            settings.upstream.max_body,
+            settings.upstream.timeouts.request,
+            previous.map(|previous| &*previous.reacher),
+        ));
+
         let steps = ServiceBuilder::new()
             // a preflight carries no key and names no route of Letta's
             .layer(Layer::new(Cors::new(&settings.cors)))
@@ -84,6 +96,8 @@ impl Pipeline {
             .layer(Layer::new(Auth::new(&settings.keys, &users, metrics)))
             // a cached answer counts too: limits protect the gateway as well as Letta
             .layer(Layer::shared(&limits))
+            // above all that answers without Letta: what is kept is some agent's too
+            .layer(Layer::shared(&reacher))
             .layer(Layer::new(Cache::new(
                 &settings.cache,
                 store.clone(),
@@ -106,6 +120,16 @@ impl Pipeline {
             .service(upstream);
 
         let stack = Recorder::new(sink.clone(), cors::response_headers, steps);
-        Ok(Self { stack, users, limits, turns, store, is_store_shared: settings.redis.is_some(), endpoints, pools })
+        Ok(Self {
+            stack,
+            users,
+            limits,
+            reacher,
+            turns,
+            store,
+            is_store_shared: settings.redis.is_some(),
+            endpoints,
+            pools,
+        })
     }
 }

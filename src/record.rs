@@ -116,6 +116,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         | Error::LaneFull { .. }
         | Error::LaneTimeout { .. }
         | Error::UserUnverified
+        | Error::OwnerUnknown
         | Error::Draining
         | Error::Overloaded { .. }
         | Error::Exhausted { .. }

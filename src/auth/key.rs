@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use super::letta_user::{LettaUser, LettaUsers};
 use super::network::Network;
 use crate::error::Error;
+use crate::letta::agents::Agents;
 use crate::letta::routes::Scope;
 use crate::telemetry::metrics::KeyMetrics;
 
@@ -56,6 +57,8 @@ pub struct Key {
     pub metrics: Arc<KeyMetrics>,
     /// Whom it acts as at Letta; None: the default user.
     pub letta_user: Option<Arc<LettaUser>>,
+    /// The agents it reaches.
+    pub agents: Agents,
     allowed_ips: Box<[Network]>,
     expires_at: Option<SystemTime>,
     disabled: bool,
@@ -64,13 +67,13 @@ pub struct Key {
 impl Key {
     /// `users`: those of all keys.
     pub(super) fn new(settings: &Settings, users: &LettaUsers, metrics: Arc<KeyMetrics>) -> Self {
-        let Settings { id, digests: _, plan, scopes, agents: _, letta_user, allowed_ips, expires_at, disabled } =
-            settings;
+        let Settings { id, digests: _, plan, scopes, agents, letta_user, allowed_ips, expires_at, disabled } = settings;
         Self {
             id: id.as_str().into(),
             plan: plan.as_str().into(),
             scopes: scopes.iter().copied().collect(),
             metrics,
+            agents: Agents::new(agents.iter().map(String::as_str)),
             letta_user: letta_user.as_deref().and_then(|id| users.get(id)).map(Arc::clone),
             allowed_ips: allowed_ips.as_slice().into(),
             expires_at: *expires_at,

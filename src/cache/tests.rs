@@ -26,6 +26,7 @@ use crate::error::Error;
 use crate::letta::routes::Scope as KeyScope;
 use crate::limits::{Limits, Plan, Rate};
 use crate::listen::Peer;
+use crate::reach::Reacher;
 use crate::record::Recorder;
 use crate::route::Router;
 use crate::step::{Handle, Layer};
@@ -139,7 +140,8 @@ fn gateway_on(
     let seen = Arc::default();
     let letta = Letta { script: Arc::new(script), seen: Arc::clone(&seen), arrived };
     let cache = Layer::new(Cache::new(settings, store, Arc::clone(&metrics), Duration::from_mins(1))).layer(letta);
-    let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(cache);
+    let reach = Layer::new(Reacher::new(1 << 20, Duration::from_mins(1), None)).layer(cache);
+    let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(reach);
     let auth = Layer::new(Auth::new(&keys, &LettaUsers::default(), &metrics)).layer(limits);
     let route = Layer::new(Router).layer(auth);
     let sink = Sink::new(Arc::clone(&metrics), AccessLog::off());

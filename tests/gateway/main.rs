@@ -27,6 +27,7 @@ mod faults;
 mod headers;
 mod lifecycle;
 mod limits;
+mod reach;
 mod redis;
 mod streams;
 mod targets;
