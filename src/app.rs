@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +22,7 @@ use crate::listen::{self, Listener, Live, Peer, Stop};
 use crate::open_files;
 use crate::pipeline::Pipeline;
 use crate::reload;
+use crate::revoked;
 use crate::step;
 use crate::store::Health;
 use crate::telemetry::access::AccessLog;
@@ -121,6 +122,7 @@ impl Gateway {
             bound.push((Listener::bind(listener, &sink.metrics)?, listener));
         }
         let admin = settings.admin.as_ref().map(Admin::bind).transpose()?;
+        learn_revoked(&pipeline).await;
         look_up_users(&pipeline, settings).await?;
 
         let shared = Arc::new(Shared {
@@ -178,7 +180,7 @@ impl Gateway {
         self.tasks.spawn(listener.serve(service, self.stop.clone()));
     }
 
-    /// Starts the health checks of the current pipeline, and the look-ups of its users, and ends those of the one before.
+    /// Starts the health checks of the current pipeline, its look-ups of users and of revoked keys, and ends those of the one before.
     fn watch_replicas(&self, settings: &Settings) {
         let token = CancellationToken::new();
         self.shared.checks.swap(Arc::new(token.clone())).cancel();
@@ -186,9 +188,13 @@ impl Gateway {
             let checks = health::watch(Arc::clone(endpoint), settings.balance.health_check.clone());
             self.tasks.spawn(token.clone().run_until_cancelled_owned(checks));
         }
-        let asking = asking(&self.shared.pipeline.load(), settings);
+        let pipeline = self.shared.pipeline.load_full();
+        let asking = asking(&pipeline, settings);
         if !asking.users.is_empty() {
-            self.tasks.spawn(token.run_until_cancelled_owned(asking.watch()));
+            self.tasks.spawn(token.clone().run_until_cancelled_owned(asking.watch()));
+        }
+        if pipeline.is_store_shared {
+            self.tasks.spawn(token.run_until_cancelled_owned(watch_revoked(pipeline)));
         }
     }
 
@@ -256,6 +262,7 @@ impl Gateway {
         open_files::fit(&mut new);
         let previous = self.shared.pipeline.load_full();
         let pipeline = Pipeline::build(&new, &self.shared.sink, Some(&previous)).map_err(|error| error.to_string())?;
+        learn_revoked(&pipeline).await;
         look_up_users(&pipeline, &new).await.map_err(|error| error.to_string())?;
         diagnostics.reload(&new.log).map_err(|error| error.to_string())?;
         self.reload_listeners(&new.listeners).map_err(|error| error.to_string())?;
@@ -294,9 +301,25 @@ impl Gateway {
     }
 }
 
+/// Learns of revoked keys for as long as this configuration is in use.
+async fn watch_revoked(pipeline: Arc<Pipeline>) {
+    let mut reading = revoked::Reading::default();
+    loop {
+        // a store in trouble tells of itself elsewhere; what is known stays
+        let _ = reading.learn(&pipeline.store, &pipeline.revocations).await;
+        sleep(revoked::EVERY).await;
+    }
+}
+
 fn asking(pipeline: &Pipeline, settings: &Settings) -> Asking {
     let (users, endpoints) = (Arc::clone(&pipeline.users), pipeline.endpoints.clone());
     Asking { users, endpoints, password: settings.upstream.password.clone() }
+}
+
+async fn learn_revoked(pipeline: &Pipeline) {
+    if pipeline.is_store_shared {
+        revoked::learn_all(&pipeline.store, &pipeline.revocations).await;
+    }
 }
 
 /// An error if a replica says that a key would act as a user it does not know. If none can be asked, those keys wait.

@@ -46,6 +46,8 @@ pub enum Error {
     KeyDisabled,
     /// The key's time is over.
     KeyExpired,
+    /// The key was revoked.
+    KeyRevoked,
     /// The key may not be used from the client's address.
     ClientAddressRefused,
     /// The key acts as a Letta user of whom no replica could be asked yet.
@@ -192,6 +194,7 @@ impl Error {
             Self::KeyMistyped => "policy_key_mistyped",
             Self::KeyDisabled => "policy_key_disabled",
             Self::KeyExpired => "policy_key_expired",
+            Self::KeyRevoked => "policy_key_revoked",
             Self::AgentRefused => "policy_agent",
             Self::ReachRefused { .. } => "policy_reach",
             Self::OwnerUnknown => "gateway_owner_unknown",
@@ -218,6 +221,8 @@ impl Error {
             Self::LaneTimeout { .. } => "policy_lane_timeout",
             Self::KeyReused => "client_idempotency_key_reused",
             Self::AnswerNotKept { .. } => "gateway_answer_not_kept",
+            // the gateway broke it off itself
+            Self::StreamBroken(error) if matches!(**error, Self::KeyRevoked) => error.reason(),
             Self::StreamBroken(_) => "upstream_stream_broken",
             Self::Draining => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
@@ -247,6 +252,7 @@ impl Error {
             | Self::KeyMistyped
             | Self::KeyDisabled
             | Self::KeyExpired
+            | Self::KeyRevoked
             | Self::ClientAddressRefused
             | Self::UserUnknown
             | Self::AgentRefused
@@ -259,6 +265,7 @@ impl Error {
             | Self::LaneFull { .. }
             | Self::LaneTimeout { .. }
             | Self::Limited(_) => Side::Policy,
+            Self::StreamBroken(error) if matches!(**error, Self::KeyRevoked) => Side::Policy,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
@@ -291,9 +298,12 @@ impl Error {
             Self::ClientLeft => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             Self::NoSuchRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::KeyMissing | Self::KeyUnknown | Self::KeyMistyped | Self::KeyDisabled | Self::KeyExpired => {
-                StatusCode::UNAUTHORIZED
-            }
+            Self::KeyMissing
+            | Self::KeyUnknown
+            | Self::KeyMistyped
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::KeyRevoked => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
             Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -344,6 +354,7 @@ impl Error {
             | Self::KeyMistyped
             | Self::KeyDisabled
             | Self::KeyExpired
+            | Self::KeyRevoked
             | Self::ClientAddressRefused
             | Self::UserUnverified
             | Self::OwnerUnknown
@@ -390,6 +401,7 @@ impl Error {
             Self::KeyMistyped => Self::KeyMistyped,
             Self::KeyDisabled => Self::KeyDisabled,
             Self::KeyExpired => Self::KeyExpired,
+            Self::KeyRevoked => Self::KeyRevoked,
             Self::UserUnverified => Self::UserUnverified,
             Self::AgentRefused => Self::AgentRefused,
             Self::ReachRefused { why } => Self::ReachRefused { why },
@@ -451,6 +463,7 @@ impl fmt::Display for Error {
                 "the API key was not copied whole: its checksum does not fit; compare it with the one you were given",
             ),
             Self::KeyDisabled => f.write_str("the API key is switched off: ask whoever gave it to you"),
+            Self::KeyRevoked => f.write_str("the API key was revoked: ask for a new one"),
             Self::KeyExpired => f.write_str("the API key has expired: ask for a new one"),
             Self::ClientAddressRefused => f.write_str("the API key may not be used from this address"),
             Self::AgentRefused => f.write_str("the API key does not reach this agent, or whose it is cannot be told"),

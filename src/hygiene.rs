@@ -81,6 +81,8 @@ impl Hygiene {
 impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
     async fn call(&self, dispatch: Dispatch, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let Parts { mut request, peer, route, subject, key } = dispatch.into_parts();
+        // it may have waited for its turn since
+        key.as_ref().map_or(Ok(()), |key| key.check_revoked())?;
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
         if let Some(user) = key.as_ref().and_then(|key| key.letta_user.as_ref()) {
             request.headers_mut().insert(USER_ID, user.header.clone());

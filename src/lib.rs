@@ -34,6 +34,7 @@ pub mod admin; //     /metrics, /livez, /readyz on their own address
 pub mod config; //    YAML text -> settings owned by each part, or every problem with its line
 pub mod open_files; // as many of them as the connections need, or fewer connections
 pub mod pipeline; //  the stack, top to bottom; nothing else
+pub mod revoked; //   learns from the shared store which keys were revoked
 pub mod users; //     whether Letta knows the users that keys act as
 pub mod reload; //    watches the file, the certificates and SIGHUP
 pub mod app; //       binds, runs, reloads, drains

@@ -7,6 +7,7 @@ use tower::layer::layer_fn;
 
 use crate::auth::Auth;
 use crate::auth::letta_user::LettaUsers;
+use crate::auth::revocations::Revocations;
 use crate::balance::{Balance, Endpoint};
 use crate::cache::Cache;
 use crate::config::Settings;
@@ -40,6 +41,7 @@ pub struct Pipeline {
     pub stack: Stack,
     /// Whom keys act as at Letta.
     pub users: Arc<LettaUsers>,
+    pub revocations: Revocations,
     pub limits: Arc<Limits>,
     /// Remembers whose things are.
     pub reacher: Arc<Reacher>,
@@ -62,6 +64,9 @@ impl Pipeline {
         };
         let store = Store::new(kept, metrics, previous.map(|previous| &previous.store))?;
         let users = Arc::new(LettaUsers::new(&settings.keys, previous.map(|previous| &*previous.users)));
+        let is_store_shared = settings.redis.is_some();
+        let revocations =
+            Revocations::new(&settings.keys, is_store_shared, previous.map(|previous| &previous.revocations));
         let limits =
             Arc::new(Limits::new(&settings.plans, &settings.keys, metrics, previous.map(|previous| &*previous.limits)));
         let balance = Balance::new(&settings.balance, metrics, previous.map(|previous| previous.endpoints.as_slice()));
@@ -93,7 +98,7 @@ impl Pipeline {
             // a preflight carries no key and names no route of Letta's
             .layer(Layer::new(Cors::new(&settings.cors)))
             .layer(Layer::new(Router))
-            .layer(Layer::new(Auth::new(&settings.keys, &users, metrics)))
+            .layer(Layer::new(Auth::new(&settings.keys, &users, &revocations, metrics)))
             // a cached answer counts too: limits protect the gateway as well as Letta
             .layer(Layer::shared(&limits))
             // above all that answers without Letta: what is kept is some agent's too
@@ -120,16 +125,6 @@ impl Pipeline {
             .service(upstream);
 
         let stack = Recorder::new(sink.clone(), cors::response_headers, steps);
-        Ok(Self {
-            stack,
-            users,
-            limits,
-            reacher,
-            turns,
-            store,
-            is_store_shared: settings.redis.is_some(),
-            endpoints,
-            pools,
-        })
+        Ok(Self { stack, users, revocations, limits, reacher, turns, store, is_store_shared, endpoints, pools })
     }
 }

@@ -7,13 +7,14 @@ use std::time::SystemTime;
 
 use super::letta_user::{LettaUser, LettaUsers};
 use super::network::Network;
+use crate::cutoff::{Cutoff, Ear};
 use crate::error::Error;
 use crate::letta::agents::Agents;
 use crate::letta::routes::Scope;
 use crate::telemetry::metrics::KeyMetrics;
 
 /// What the configuration says of one key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
     pub id: String,
     /// SHA-256 of the whole key text; of both texts while a key is being changed.
@@ -30,6 +31,13 @@ pub struct Settings {
     /// None: it does not end.
     pub expires_at: Option<SystemTime>,
     pub disabled: bool,
+}
+
+impl fmt::Debug for Settings {
+    /// Without the digests: of a key that somebody made up, they would let others try what it might be.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Settings").field("id", &self.id).field("scopes", &self.scopes).finish_non_exhaustive()
+    }
 }
 
 impl Settings {
@@ -62,11 +70,18 @@ pub struct Key {
     allowed_ips: Box<[Network]>,
     expires_at: Option<SystemTime>,
     disabled: bool,
+    /// The moment from which on its text opens nothing; None: it cannot come.
+    revoked: Option<Cutoff>,
 }
 
 impl Key {
     /// `users`: those of all keys.
-    pub(super) fn new(settings: &Settings, users: &LettaUsers, metrics: Arc<KeyMetrics>) -> Self {
+    pub(super) fn new(
+        settings: &Settings,
+        users: &LettaUsers,
+        revoked: Option<Cutoff>,
+        metrics: Arc<KeyMetrics>,
+    ) -> Self {
         let Settings { id, digests: _, plan, scopes, agents, letta_user, allowed_ips, expires_at, disabled } = settings;
         Self {
             id: id.as_str().into(),
@@ -78,11 +93,26 @@ impl Key {
             allowed_ips: allowed_ips.as_slice().into(),
             expires_at: *expires_at,
             disabled: *disabled,
+            revoked,
         }
+    }
+
+    /// Refuses it once it is revoked. Asked again when something is about to be sent: a message may have waited.
+    pub fn check_revoked(&self) -> Result<(), Error> {
+        match &self.revoked {
+            Some(revoked) if revoked.is_over() => Err(Error::KeyRevoked),
+            _ => Ok(()),
+        }
+    }
+
+    /// Hears it when it is revoked.
+    pub(super) fn ear(&self) -> Option<Ear> {
+        self.revoked.as_ref().map(Cutoff::ear)
     }
 
     /// Whether it may be used at all, at `now` (asked for if it matters), by a client at `address`.
     pub(super) fn check(&self, now: impl FnOnce() -> SystemTime, address: IpAddr) -> Result<(), Error> {
+        self.check_revoked()?;
         if self.disabled {
             return Err(Error::KeyDisabled);
         }

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::key::{Key, Settings};
 use super::letta_user::LettaUsers;
+use super::revocations::Revocations;
 use crate::telemetry::Metrics;
 
 /// A longer text is no key, and is not worth hashing.
@@ -18,10 +19,12 @@ pub(super) struct Keyring {
 }
 
 impl Keyring {
-    pub(super) fn new(keys: &[Settings], users: &LettaUsers, metrics: &Metrics) -> Self {
-        let held = keys.iter().flat_map(|settings| {
-            let key = Arc::new(Key::new(settings, users, metrics.key(&settings.id)));
-            settings.digests.iter().map(move |digest| (*digest, Arc::clone(&key)))
+    pub(super) fn new(keys: &[Settings], users: &LettaUsers, revocations: &Revocations, metrics: &Metrics) -> Self {
+        let texts = keys.iter().flat_map(|settings| settings.digests.iter().map(move |digest| (digest, settings)));
+        // one of two texts may be revoked
+        let held = texts.map(|(digest, settings)| {
+            let key = Key::new(settings, users, revocations.of(digest), metrics.key(&settings.id));
+            (*digest, Arc::new(key))
         });
         Self { keys: held.collect() }
     }

@@ -7,13 +7,16 @@
 mod credentials;
 pub mod key;
 mod keyring;
+mod leash;
 pub mod letta_user;
 pub mod network;
+pub mod revocations;
 pub mod text;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::SystemTime;
 
 use http::HeaderMap;
@@ -27,7 +30,9 @@ use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
 use key::Key;
 use keyring::Keyring;
+use leash::leashed;
 use letta_user::LettaUsers;
+use revocations::Revocations;
 
 /// A request whose key may use its route, or whose route needs none.
 pub struct Admitted {
@@ -77,9 +82,9 @@ pub struct Auth {
 }
 
 impl Auth {
-    /// `users`: those that `keys` act as.
-    pub fn new(keys: &[key::Settings], users: &LettaUsers, metrics: &Metrics) -> Self {
-        Self { keyring: Keyring::new(keys, users, metrics) }
+    /// `users`: those that `keys` act as; `revocations`: of their texts.
+    pub fn new(keys: &[key::Settings], users: &LettaUsers, revocations: &Revocations, metrics: &Metrics) -> Self {
+        Self { keyring: Keyring::new(keys, users, revocations, metrics) }
     }
 
     /// The key of a request for `route`; what it may do is not looked at.
@@ -107,6 +112,14 @@ impl<Next: Handle<Admitted>> Step<Routed, Next> for Auth {
                 return Err(Error::ScopeMissing { needed: route.scope.as_str() });
             }
         }
-        next.handle(Admitted { parts: Parts { request, peer, route, subject, key } }, record).await
+        let ear = key.as_ref().and_then(|key| key.ear());
+        let handled = next.handle(Admitted { parts: Parts { request, peer, route, subject, key } }, record);
+        let Some(mut ear) = ear else { return handled.await };
+        let mut handled = std::pin::pin!(handled);
+        let response = std::future::poll_fn(|cx| match handled.as_mut().poll(cx) {
+            Poll::Pending => ear.poll(cx).map(|()| Err(Error::KeyRevoked)),
+            answered => answered,
+        });
+        Ok(leashed(response.await?, ear))
     }
 }

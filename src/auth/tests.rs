@@ -18,7 +18,7 @@ fn auth() -> Auth {
         settings("long", &"k".repeat(1024), &[Scope::Read]),
         settings("too-long", &"k".repeat(1025), &[Scope::Read]),
     ];
-    Auth::new(&keys, &LettaUsers::default(), &Metrics::new())
+    Auth::new(&keys, &LettaUsers::default(), &Revocations::default(), &Metrics::new())
 }
 
 /// The id of the key found, or why none was.
@@ -150,7 +150,7 @@ fn a_key_is_good_until_its_end_from_its_networks_and_while_it_is_not_switched_of
     };
     let (metrics, users) = (Metrics::new(), LettaUsers::default());
     let check = |settings: &key::Settings, now, address: &str| {
-        let checked = Key::new(settings, &users, metrics.key("one")).check(|| now, address.parse().unwrap());
+        let checked = Key::new(settings, &users, None, metrics.key("one")).check(|| now, address.parse().unwrap());
         checked.map_err(|error| (error.reason(), error.status().as_u16()))
     };
     let before = end - std::time::Duration::from_nanos(1);
@@ -167,7 +167,7 @@ fn a_key_acts_as_its_user_only_while_letta_is_known_to_know_it() {
     let settings = key::Settings { letta_user: user, ..key::Settings::new("one", [0; 32], "standard", &[]) };
     let users = LettaUsers::new(std::slice::from_ref(&settings), None);
     let metrics = Metrics::new();
-    let key = Key::new(&settings, &users, metrics.key("one"));
+    let key = Key::new(&settings, &users, None, metrics.key("one"));
     let check = || {
         let checked = key.check(SystemTime::now, [127, 0, 0, 1].into());
         checked.map_err(|error| (error.reason(), error.status().as_u16()))
@@ -187,4 +187,6 @@ fn a_key_says_nothing_of_its_text() {
     let auth = auth();
     let key = auth.keyring.find(KEY.as_bytes()).unwrap();
     assert_eq!(format!("{key:?}"), "Key { id: \"team-a\", scopes: {Read, Message}, .. }");
+    let settings = key::Settings::new("one", [7; 32], "standard", &[Scope::Read]);
+    assert_eq!(format!("{settings:?}"), "Settings { id: \"one\", scopes: [Read], .. }");
 }

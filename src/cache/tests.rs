@@ -20,6 +20,7 @@ use tower::Layer as _;
 use super::status::CACHE_STATUS;
 use super::*;
 use crate::auth::letta_user::LettaUsers;
+use crate::auth::revocations::Revocations;
 use crate::auth::{Auth, key};
 use crate::body::{Body, Response, Stream};
 use crate::error::Error;
@@ -142,7 +143,7 @@ fn gateway_on(
     let cache = Layer::new(Cache::new(settings, store, Arc::clone(&metrics), Duration::from_mins(1))).layer(letta);
     let reach = Layer::new(Reacher::new(1 << 20, Duration::from_mins(1), None)).layer(cache);
     let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(reach);
-    let auth = Layer::new(Auth::new(&keys, &LettaUsers::default(), &metrics)).layer(limits);
+    let auth = Layer::new(Auth::new(&keys, &LettaUsers::default(), &Revocations::default(), &metrics)).layer(limits);
     let route = Layer::new(Router).layer(auth);
     let sink = Sink::new(Arc::clone(&metrics), AccessLog::off());
     let recorder = Arc::new(Recorder::new(sink, |_, _| {}, route));

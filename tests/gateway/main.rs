@@ -29,6 +29,7 @@ mod lifecycle;
 mod limits;
 mod reach;
 mod redis;
+mod revoked;
 mod streams;
 mod targets;
 mod telling;
