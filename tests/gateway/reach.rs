@@ -298,3 +298,61 @@ async fn a_list_is_asked_for_by_agent_where_letta_can_and_is_looked_through_page
         assert_eq!(b.seen().pop().unwrap().target, asked);
     }
 }
+
+/// Ways to write a request so that the gateway might read one agent and Letta another.
+#[tokio::test]
+async fn no_spelling_of_a_target_or_a_header_walks_around_the_check() {
+    let a = Replica::start(letta).await;
+    let proxy = limited(&a).await;
+    let encoded = OTHER.replace('-', "%2D");
+    let targets = [
+        format!("/v1/agents/{OWN}/../{OTHER}"),
+        format!("/v1/agents/{OWN}%2F..%2F{OTHER}"),
+        format!("/v1/agents/{OWN}/%2e%2e/{OTHER}"),
+        format!("/v1/agents/{OWN}%00{OTHER}"),
+        format!("/v1/agents/{OWN}%252F..%252F{OTHER}"),
+        format!("/v1//agents/{OTHER}"),
+        format!("//v1/agents/{OTHER}"),
+        format!("/v1/agents/{encoded}"),
+        format!("/v1/%61gents/{encoded}/messages"),
+        format!("/latest/agents/{OTHER}"),
+        format!("/agents/{OTHER}/messages"),
+        format!("/api/agents/{OTHER}/"),
+        format!("/v1/agents/{OTHER};{OWN}"),
+        format!("/v1/agents/{OTHER}?agent_id={OWN}"),
+        format!("/v1/agents/{OWN}/messages?conversation%5Fid={OTHER}"),
+        format!("/v1/agents/{OWN}/messages?conversation_id={OWN}&conversation_id={OTHER}"),
+        format!("/v1/runs/?agent_ids={OWN}&agent_ids={OTHER}"),
+        format!("/v1/runs/%2E%2E%2Fagents%2F{OTHER}"),
+        format!("http://elsewhere/v1/agents/{OTHER}"),
+    ];
+    for target in targets {
+        for header in ["", "X-Agent-Id", "X-Letta-Agent-Id", "agent_id", "X-Original-URL", "X-Rewrite-URL"] {
+            let more = if header.is_empty() { String::new() } else { format!("{header}: {OWN}\r\n") };
+            let host = if target.starts_with("http:") { "elsewhere" } else { "g" };
+            let answer = proxy
+                .raw(&format!(
+                    "GET {target} HTTP/1.1\r\nHost: {host}\r\nX-API-Key: {LIMITED}\r\n{more}Connection: close\r\n\r\n"
+                ))
+                .await;
+            let status = answer.split(' ').nth(1).unwrap_or_default().to_owned();
+            assert!(["400", "403", "404"].contains(&&*status), "{target} {header}: {answer}");
+            assert!(!answer.contains(SECRET));
+        }
+    }
+    assert!(a.seen().is_empty(), "{:?}", a.seen());
+    // a body in another framing is read all the same
+    let body = format!("{{\"agent_id\":\"{OTHER}\"}}");
+    let chunks = format!("{:x}\r\n{}\r\n{:x}\r\n{}\r\n0\r\n\r\n", 5, &body[..5], body.len() - 5, &body[5..]);
+    let head = format!(
+        "POST /v1/conversations/default/messages HTTP/1.1\r\nHost: g\r\nX-API-Key: {LIMITED}\r\nConnection: close\r\n"
+    );
+    let answer = proxy.raw(&format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunks}")).await;
+    assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+    // nor does a body that only another reader would understand
+    for body in ["\u{feff}{}", "a=b", "{} {}", "[{}]"] {
+        let answer = ask(&proxy, LIMITED, "POST", "/v1/conversations/default/messages", body).await;
+        assert_eq!(answer.status, 400, "{body}");
+    }
+    assert!(a.seen().is_empty(), "{:?}", a.seen());
+}
