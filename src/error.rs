@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use http::StatusCode;
+use serde::{Deserialize, Serialize};
 
 /// The cause of an error, for the log only.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -96,6 +97,8 @@ pub enum Error {
     AnswerNotKept { run: Option<Box<str>> },
     /// A replica broke off an event stream; the client was told so by an event and the stream has ended well for it.
     StreamBroken(Box<Error>),
+    /// The store that tells the gateways of each other's turns cannot be reached; nothing was sent.
+    StoreDown,
     /// The gateway is going down and takes no new requests.
     Draining,
     /// A bound of the gateway itself is reached (`what` names it).
@@ -138,7 +141,8 @@ impl Window {
 }
 
 /// What became of a run whose stream or answer was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// No run of the turn's could be found, or nobody could be asked.
     Unknown,
@@ -224,6 +228,7 @@ impl Error {
             // the gateway broke it off itself
             Self::StreamBroken(error) if matches!(**error, Self::KeyRevoked) => error.reason(),
             Self::StreamBroken(_) => "upstream_stream_broken",
+            Self::StoreDown => "gateway_store_down",
             Self::Draining => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
             Self::Exhausted { .. } => "gateway_exhausted",
@@ -276,6 +281,7 @@ impl Error {
             Self::AnswerNotKept { .. }
             | Self::UserUnverified
             | Self::OwnerUnknown
+            | Self::StoreDown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. }
@@ -324,6 +330,7 @@ impl Error {
             | Self::OwnerUnknown
             | Self::UserUnverified
             | Self::LaneTimeout { .. }
+            | Self::StoreDown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -371,6 +378,7 @@ impl Error {
             | Self::LaneTimeout { .. }
             | Self::KeyReused
             | Self::NotKept
+            | Self::StoreDown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => true,
@@ -433,6 +441,7 @@ impl Error {
             Self::KeyReused => Self::KeyReused,
             Self::AnswerNotKept { run } => Self::AnswerNotKept { run: run.clone() },
             Self::StreamBroken(error) => Self::StreamBroken(Box::new(error.again())),
+            Self::StoreDown => Self::StoreDown,
             Self::Draining => Self::Draining,
             Self::Overloaded { what } => Self::Overloaded { what },
             Self::Exhausted { what, cause } => Self::Exhausted { what, cause: text(cause) },
@@ -543,6 +552,7 @@ impl fmt::Display for Error {
                 run.as_ref().map_or(Ok(()), |run| write!(f, "; its run is {run}"))
             }
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
+            Self::StoreDown => f.write_str("the store that gateways share cannot be reached; the message was not sent"),
             Self::Draining => f.write_str("the gateway is shutting down"),
             Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
             Self::Exhausted { what, .. } => write!(f, "the gateway has no more {what}; the request was not sent"),

@@ -117,6 +117,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         | Error::LaneTimeout { .. }
         | Error::UserUnverified
         | Error::OwnerUnknown
+        | Error::StoreDown
         | Error::Draining
         | Error::Overloaded { .. }
         | Error::Exhausted { .. }

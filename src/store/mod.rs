@@ -206,8 +206,14 @@ impl Store {
     pub fn health(&self) -> Health {
         match &self.place {
             Place::Memory(_) => Health::Ok,
-            Place::Redis(redis) if redis.is_up() => Health::Ok,
-            Place::Redis(_) => Health::Degraded("redis is not reachable: answers are not cached"),
+            Place::Redis(redis) => match (redis.is_up(), self.turns.get().is_none_or(|turns| turns.is_up())) {
+                (true, true) => Health::Ok,
+                (true, false) => Health::Degraded("redis is not reachable for turns: they are not shared"),
+                (false, true) => Health::Degraded("redis is not reachable for answers: they are not cached"),
+                (false, false) => {
+                    Health::Degraded("redis is not reachable: answers are not cached, turns are not shared")
+                }
+            },
         }
     }
 }

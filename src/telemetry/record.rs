@@ -172,6 +172,14 @@ impl Record {
         }
     }
 
+    /// The request goes to this replica now.
+    pub fn goes_to(&mut self, upstream: &Arc<UpstreamMetrics>) {
+        if let Some((_, turn)) = &self.turn {
+            turn.goes_to(upstream);
+        }
+        self.upstream = Some(Arc::clone(upstream));
+    }
+
     pub fn exchange(&self) -> Exchange {
         let Self { upstream, attempts, sent, answered, .. } = self;
         Exchange { upstream: upstream.clone(), attempts: *attempts, sent: *sent, answered: *answered }

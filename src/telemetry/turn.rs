@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::metrics::UpstreamMetrics;
 use crate::letta::reply::{StopReason, Usage};
 
 /// How a request came to its turn.
@@ -73,8 +74,14 @@ pub struct Facts {
 }
 
 /// Written by the turn, read by the records of all its requests.
-#[derive(Debug, Default, Clone)]
-pub struct SharedFacts(Arc<Mutex<Facts>>);
+#[derive(Default, Clone)]
+pub struct SharedFacts(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    facts: Mutex<Facts>,
+    upstream: Mutex<Option<Arc<UpstreamMetrics>>>,
+}
 
 impl SharedFacts {
     pub fn now(&self) -> Facts {
@@ -85,7 +92,16 @@ impl SharedFacts {
         change(&mut self.lock());
     }
 
+    /// The replica that has the message, or was the last to be tried.
+    pub fn upstream(&self) -> Option<Arc<UpstreamMetrics>> {
+        self.0.upstream.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn goes_to(&self, upstream: &Arc<UpstreamMetrics>) {
+        *self.0.upstream.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(upstream));
+    }
+
     fn lock(&self) -> MutexGuard<'_, Facts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,13 +9,12 @@ use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::log::{Head, Log};
-use super::registry::Registry;
 use super::shared::Turn;
+use super::step::Desk;
 use crate::body::{Body, Response};
 use crate::error::Error;
 use crate::letta::reply;
 use crate::letta::sse::{self, Cutter};
-use crate::telemetry::metrics::TurnMetrics;
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Outcome;
 
@@ -30,8 +29,7 @@ pub(super) enum Relayed {
 
 pub(super) struct Relay<'a> {
     pub turn: &'a Arc<Turn>,
-    pub registry: &'a Registry,
-    pub metrics: &'a TurnMetrics,
+    pub desk: &'a Desk,
     /// When the message was sent.
     pub sent: Instant,
 }
@@ -46,7 +44,7 @@ impl Relay<'_> {
         let is_stream = sse::is_event_stream(&parts.headers);
         let head = Head { status: parts.status, headers: parts.headers, exchange };
         if is_stream && head.status == StatusCode::OK {
-            self.log().begin(head);
+            self.log().begin(head, None);
             return self.stream(body).await;
         }
         if let Some(whole) = body.as_whole() {
@@ -71,8 +69,9 @@ impl Relay<'_> {
         let status = head.status;
         // only an answer that can be given again is read as a whole
         let mut copy = Some(BytesMut::new());
-        let expects_more = body.size_hint().exact() != Some(0);
-        self.log().begin(head);
+        let length = body.size_hint().exact();
+        let expects_more = length != Some(0);
+        self.log().begin(head, length);
         while let Some(frame) = if expects_more { body.frame().await } else { None } {
             let data = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(data)) => data,
@@ -136,7 +135,10 @@ impl Relay<'_> {
             && let Some(run) = cutter.scanner().run_id()
         {
             // before the event that names it: whoever has read it may ask for it
-            self.registry.learn_run(self.turn, run);
+            self.desk.registry.learn_run(self.turn, run);
+            if let Some(fleet) = &self.desk.fleet {
+                fleet.learn_run(self.turn, run).await;
+            }
         }
         self.log().append(events);
         if cutter.scanner().is_done() {
@@ -150,12 +152,12 @@ impl Relay<'_> {
         match last.replace(now) {
             None => {
                 let after = now.saturating_duration_since(self.sent);
-                self.metrics.first_event.observe(after.as_secs_f64());
+                self.desk.metrics.turns.first_event.observe(after.as_secs_f64());
                 self.turn.facts.set(|facts| facts.first_event = Some(after));
             }
             Some(before) => {
                 let gap = now.saturating_duration_since(before);
-                self.metrics.gap.observe(gap.as_secs_f64());
+                self.desk.metrics.turns.gap.observe(gap.as_secs_f64());
                 self.turn.facts.set(|facts| facts.longest_gap = facts.longest_gap.max(Some(gap)));
             }
         }

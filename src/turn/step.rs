@@ -9,14 +9,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Message};
+use super::fleet::{Fleet, Mirrored};
 use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
-use super::log::{Head, Phase};
+use super::log::{Ended, Head, Phase};
 use super::marks::{Marks, Target};
 use super::registry::Registry;
 use super::resume::{self, Asked};
-use super::shared::Turn;
-use super::{Dispatch, Settings};
+use super::shared::{Beginning, Turn};
+use super::{Dispatch, Index, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;
 use crate::body::{Body, RequestBody, Response};
@@ -29,6 +30,7 @@ use crate::letta::routes::Sends;
 use crate::letta::sse;
 use crate::limits::Seat;
 use crate::step::{Handle, Step};
+use crate::store::Store;
 use crate::telemetry::record::Sink;
 use crate::telemetry::turn::Part;
 use crate::telemetry::{Metrics, Record};
@@ -51,6 +53,8 @@ pub(super) struct Desk {
     pub settings: Settings,
     pub registry: Arc<Registry>,
     pub lanes: Lanes,
+    /// None: the turns of this gateway are its own.
+    pub fleet: Option<Arc<Fleet>>,
     pub tasks: TaskTracker,
     pub metrics: Arc<Metrics>,
     pub cutoff: Cutoff,
@@ -61,6 +65,10 @@ pub(super) struct Desk {
 }
 
 impl Desk {
+    fn turn(&self, from: Beginning<'_>) -> Result<Arc<Turn>, Error> {
+        Turn::new(from, self.settings.max_log, self.settings.window, self.fleet.is_some())
+    }
+
     async fn read(&self, parts: &mut Parts, most: usize) -> Result<Read, Error> {
         let reading = std::mem::take(parts.request.body_mut()).read(most);
         timeout(self.patience, reading).await.map_err(|_| Error::BodyTimeout)?
@@ -69,15 +77,29 @@ impl Desk {
 
 impl Turns {
     /// Turns and lanes of `previous` go on. `max_body`: bytes of a request body; `patience`: how long it may take to come.
-    pub fn new(settings: &Settings, max_body: u64, patience: Duration, sink: &Sink, previous: Option<&Self>) -> Self {
+    ///
+    /// Must be called within a tokio runtime if the store is shared.
+    pub fn new(
+        settings: &Settings,
+        max_body: u64,
+        patience: Duration,
+        store: &Store,
+        sink: &Sink,
+        previous: Option<&Self>,
+    ) -> Self {
         let (registry, lanes, tasks) = match previous {
             Some(Self { desk }) => (Arc::clone(&desk.registry), desk.lanes.clone(), desk.tasks.clone()),
-            None => Default::default(),
+            None => {
+                let tasks = TaskTracker::new();
+                (Arc::default(), Lanes::new(&tasks), tasks)
+            }
         };
+        let fleet = Fleet::of(store, &registry, &tasks, previous.and_then(|previous| previous.desk.fleet.as_ref()));
         let desk = Desk {
             settings: settings.clone(),
             registry,
             lanes,
+            fleet,
             tasks,
             metrics: Arc::clone(&sink.metrics),
             cutoff: sink.cutoff.clone(),
@@ -126,10 +148,13 @@ impl Turns {
             return pass(parts, seat, record, below).await;
         };
         let marks = Marks::of(&key.id, sends, &target, &sending, repeat)?;
-        let turn = Turn::new(marks, target, sends, &key.id, sending.streams, desk.settings.max_log, record.started);
+        let Repeat { is_retry, .. } = repeat;
+        let (streams, began) = (sending.streams, record.started);
+        let beginning = Beginning { marks, target, sends, key: &key.id, streams, is_retry, began };
+        let turn = desk.turn(beginning)?;
         // a follower before it is known: nobody else can be its last
         let follower = Follower::of(&turn, &desk.metrics)?;
-        if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe, repeat.is_retry)? {
+        if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe)? {
             drop((follower, seat));
             return self.repeat(&known, record).await;
         }
@@ -159,8 +184,10 @@ impl Turns {
             let head = Driven::new(engine.run(), &turn, &desk.tasks).head(&follower).await;
             record.queued = turn.facts.now().queued;
             let head = head?;
+            let part = turn.part();
+            record.turn = Some((part, turn.facts.clone()));
             record.adopt(&head.exchange);
-            Ok(self.response(head, follower, Part::Started, 0))
+            Ok(self.response(head, follower, part, 0))
         }
     }
 
@@ -193,22 +220,52 @@ impl Turns {
             }
         };
         record.request_bytes = body.len() as u64;
-        let found = Asked::read(&body).and_then(|asked| {
+        let asked = Asked::read(&body).and_then(|asked| {
             let index = asked.index(parts.route, parts.subject.as_deref()?, &parts.key.as_ref()?.id)?;
-            let turn = self.desk.registry.find(&index).filter(|turn| turn.streams)?;
-            Some((turn, asked.starting_after.unwrap_or(0)))
+            Some((index, asked.starting_after.unwrap_or(0)))
         });
-        let Some((turn, after)) = found else {
+        let found = match (&asked, &parts.key) {
+            (Some((index, _)), Some(key)) => self.known(index, &key.id, record).await?,
+            _ => None,
+        };
+        let (Some(follower), Some((_, after))) = (found, asked) else {
             *parts.request.body_mut() = RequestBody::whole(body);
             return below.handle(Dispatch { parts }, record).await;
         };
         let part = Part::Resumed;
         self.desk.metrics.turns.repeat(part.as_str());
-        record.turn = Some((part, turn.facts.clone()));
-        let follower = Follower::of(&turn, &self.desk.metrics)?;
+        record.turn = Some((part, follower.turn().facts.clone()));
         let head = follower.head().await?;
         record.upstream.clone_from(&head.exchange.upstream);
         Ok(self.response(head, follower, part, after))
+    }
+
+    /// A follower of the stream that `key` finds by `index`, on this gateway or another.
+    async fn known(&self, index: &Index, key: &str, record: &Record) -> Result<Option<Follower>, Error> {
+        let desk = &self.desk;
+        if let Some(turn) = desk.registry.find(index) {
+            return turn.streams.then(|| Follower::of(&turn, &desk.metrics)).transpose();
+        }
+        let Some(fleet) = &desk.fleet else { return Ok(None) };
+        let Some((theirs, note)) = fleet.find(key, index).await.filter(|(_, note)| note.streams) else {
+            return Ok(None);
+        };
+        let marks = Marks { message: note.message, otid: None, idempotency: None };
+        let (target, sends) = (Target::Conversation(Box::default()), note.sends);
+        let beginning = Beginning { marks, target, sends, key, streams: true, is_retry: false, began: record.started };
+        let turn = desk.turn(beginning)?;
+        let follower = Follower::of(&turn, &desk.metrics)?;
+        let mirroring = (Arc::clone(fleet), Arc::clone(&turn));
+        desk.tasks.spawn(async move {
+            let (fleet, turn) = mirroring;
+            let ended = match fleet.mirror(theirs, &turn).await {
+                Mirrored::Ended(ended) => ended,
+                _ => Ended::Failed(Error::AnswerNotKept { run: turn.run().map(Box::from) }),
+            };
+            turn.log.end(ended);
+        });
+        // what has no head is not known here
+        Ok(follower.head().await.is_ok().then_some(follower))
     }
 
     /// The response to a client that wants a stream: with Letta's head, or without it after the first silence.
@@ -221,6 +278,8 @@ impl Turns {
         match head {
             Ok(head) => {
                 let head = head?;
+                let part = if part == Part::Started { turn.part() } else { part };
+                record.turn = Some((part, turn.facts.clone()));
                 if part == Part::Started {
                     record.adopt(&head.exchange);
                 } else {

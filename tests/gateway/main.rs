@@ -24,6 +24,7 @@ mod bodies;
 mod cache;
 mod cors;
 mod faults;
+mod fleet;
 mod headers;
 mod lifecycle;
 mod limits;

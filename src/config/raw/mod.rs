@@ -19,7 +19,7 @@ mod upstream;
 
 pub(super) use key::{ALL_AGENTS, DEFAULT_PLAN, Key, Scope};
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
-pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, Turns};
+pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, OnStoreError, Turns};
 pub(super) use upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
 
 /// Configuration of letta-gateway.
