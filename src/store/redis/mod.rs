@@ -4,6 +4,7 @@
 //! store is down. How many commands and bytes wait for replies is bounded; what is over the bound is refused at once.
 
 mod link;
+mod revoked;
 pub(super) mod turns;
 
 use std::fmt;
