@@ -7,7 +7,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use hyper::body::Incoming;
 use serde::Serialize;
@@ -110,6 +110,10 @@ fn refuse(error: &Error, record: &Record) -> Response {
             if let Ok(allow) = HeaderValue::from_str(allow) {
                 headers.insert(ALLOW, allow);
             }
+        }
+        // where one reader and the next disagree, no second request may follow
+        Error::BadFraming(_) => {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Error::Limited(refusal) => tell_when(refusal, headers),
         Error::KeylessFull { .. }

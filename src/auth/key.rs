@@ -110,6 +110,11 @@ impl Key {
         self.revoked.as_ref().map(Cutoff::ear)
     }
 
+    /// It shares Letta with others whom it is not to see.
+    pub fn is_tenant(&self) -> bool {
+        self.letta_user.is_some() || !self.agents.are_all()
+    }
+
     /// Whether it may be used at all, at `now` (asked for if it matters), by a client at `address`.
     pub(super) fn check(&self, now: impl FnOnce() -> SystemTime, address: IpAddr) -> Result<(), Error> {
         self.check_revoked()?;

@@ -9,13 +9,20 @@ use crate::letta::message::Canonical;
 use crate::store::Key;
 
 /// In front of what is hashed; raised when what follows changes its meaning.
-const VERSION: &[u8] = b"letta-gateway cache 1";
+const VERSION: &[u8] = b"letta-gateway cache 2";
 
 /// Request headers that change Letta's answer to a message. The others that do are not a client's to set (who asks,
 /// experiments) or matter to streams only (the version of the official client).
 const TELLING: [HeaderName; 1] = [HeaderName::from_static("x-project-id")];
 
-pub(super) fn key<B>(scope: Scope, key_id: &str, agent: &str, request: &Request<B>, message: &Canonical) -> Key {
+/// `asker`: the key's id and the Letta user it acts as, if that is not Letta's default one.
+pub(super) fn key<B>(
+    scope: Scope,
+    (key_id, user): (&str, Option<&str>),
+    agent: &str,
+    request: &Request<B>,
+    message: &Canonical,
+) -> Key {
     let mut hash = Sha256::new();
     field(&mut hash, VERSION);
     match scope {
@@ -25,6 +32,8 @@ pub(super) fn key<B>(scope: Scope, key_id: &str, agent: &str, request: &Request<
         }
         Scope::Shared => field(&mut hash, b"shared"),
     }
+    // what one user may be told of an agent another may not, and a key's user may change
+    field(&mut hash, user.unwrap_or_default().as_bytes());
     field(&mut hash, agent.as_bytes());
     field(&mut hash, request.uri().query().unwrap_or_default().as_bytes());
     for name in &TELLING {

@@ -113,8 +113,14 @@ impl Cache {
         }
     }
 
-    /// Looks for the answer to `request`, which sends a message to `agent` with the key `key_id`.
-    pub(super) async fn look(&self, mut request: Request, agent: &str, key_id: &str) -> Result<Looked, Error> {
+    /// Looks for the answer to `request`, which sends a message to `agent` with the key `asker.0` as the Letta user
+    /// `asker.1`.
+    pub(super) async fn look(
+        &self,
+        mut request: Request,
+        agent: &str,
+        asker: (&str, Option<&str>),
+    ) -> Result<Looked, Error> {
         // what Letta will not see has no part in its answer
         end_hop(request.headers_mut());
         let asked = Directives::of(request.headers());
@@ -145,7 +151,7 @@ impl Cache {
             Ok(message) => message,
             Err(why) => return forward(request, Forwarded::NotCacheable(why), None),
         };
-        let key = key(self.inner.scope, key_id, agent, &request, &message);
+        let key = key(self.inner.scope, asker, agent, &request, &message);
         let why = if asked.no_cache {
             Forwarded::Request
         } else {
@@ -194,14 +200,17 @@ impl<Next: Handle<Forward>> Step<Confined, Next> for Cache {
             return next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await;
         };
         // boxed: most requests are not looked for, and theirs must not be the larger future
-        let (request, then) = match Box::pin(self.look(request, agent, &asker.id)).await? {
-            Looked::Hit { response, request_bytes } => {
-                record.request_bytes = request_bytes;
-                self.tell(CacheResult::Hit, record);
-                return Ok(response);
-            }
-            Looked::Forward { request, then } => (request, then),
-        };
+        let (request, then) =
+            match Box::pin(self.look(request, agent, (&asker.id, asker.letta_user.as_ref().map(|user| &*user.id))))
+                .await?
+            {
+                Looked::Hit { response, request_bytes } => {
+                    record.request_bytes = request_bytes;
+                    self.tell(CacheResult::Hit, record);
+                    return Ok(response);
+                }
+                Looked::Forward { request, then } => (request, then),
+            };
         self.tell(then.result(), record);
         let response =
             next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await?;

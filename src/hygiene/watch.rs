@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use http::header::CONTENT_LENGTH;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::auth::key::Key;
 use crate::body::room::Room;
@@ -34,7 +34,7 @@ impl Watch {
         request: &mut Request,
         watched: Watched,
         key: Option<&Key>,
-    ) -> Result<Option<SemaphorePermit<'_>>, Error> {
+    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
         // an admin's body is not held up
         if watched == Watched::Addresses && key.is_some_and(|key| key.scopes.allow(Scope::Admin)) {
             return Ok(None);

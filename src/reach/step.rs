@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body::Body as _;
-use tokio::sync::SemaphorePermit;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Confined;
 use super::names::{Named, Reading};
@@ -48,7 +48,7 @@ impl Reacher {
         reach: Reach,
         record: &Record,
         next: &Next,
-    ) -> Result<Checked<'_>, Error> {
+    ) -> Result<Checked, Error> {
         let query = parts.request.uri().query().unwrap_or_default();
         let reading = Reading {
             model: parts.route.sends == Some(Sends::ChatCompletions),
@@ -103,8 +103,8 @@ impl Reacher {
 }
 
 /// What became of a request that was looked at.
-enum Checked<'r> {
-    Fine(Option<SemaphorePermit<'r>>),
+enum Checked {
+    Fine(Option<OwnedSemaphorePermit>),
     Answered(Response),
 }
 

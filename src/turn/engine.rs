@@ -11,6 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::aftermath::Aftermath;
@@ -69,6 +70,8 @@ pub(super) struct Engine<B> {
     pub message: Message,
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
+    /// The message's place in memory.
+    pub _room: OwnedSemaphorePermit,
     pub record: Record,
 }
 
@@ -420,7 +423,7 @@ impl Unfinished {
     }
 }
 
-fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
+pub(super) fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
     desk.registry.forget(turn);
     turn.facts.set(|facts| facts.outcome = Some(Outcome::NeverSent));
     desk.metrics.turns.ended(Outcome::NeverSent.as_str());

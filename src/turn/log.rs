@@ -181,6 +181,11 @@ impl Log {
         self.lock().phase = phase;
     }
 
+    /// Bytes that are kept whole at most.
+    pub(super) fn max(&self) -> usize {
+        usize::try_from(self.max).unwrap_or(usize::MAX)
+    }
+
     /// Bytes that are held.
     pub(super) fn held(&self) -> u64 {
         let state = self.lock();

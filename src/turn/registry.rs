@@ -1,6 +1,7 @@
 //! Finds the turn that a send repeats: those that run, and those that are over for less than the window.
 //!
-//! Bounded in bytes: if the answers that are kept grow over that, the oldest are forgotten before their time.
+//! Bounded in bytes: if the answers that are kept grow over that, the oldest are given up before their time; that there
+//! was such a turn is remembered as long as there is room for that.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,8 @@ struct Inner {
     by: HashMap<Index, Vec<Arc<Turn>>>,
     /// Turns that are over, since when, and the bytes they are counted with.
     over: VecDeque<(Instant, u64, Arc<Turn>)>,
+    /// So many of them, the oldest, have given up their answers: they are known still, that nothing is sent twice.
+    stripped: usize,
     bytes: u64,
 }
 
@@ -139,6 +142,14 @@ impl Registry {
 }
 
 fn expire(inner: &mut Inner, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
+    while inner.bytes > max_total
+        && let Some((_, bytes, turn)) = inner.over.get_mut(inner.stripped)
+    {
+        inner.bytes -= bytes.saturating_sub(OVERHEAD);
+        *bytes = OVERHEAD;
+        turn.log.keep_nothing();
+        inner.stripped += 1;
+    }
     while let Some((over, bytes, turn)) = inner.over.front()
         && (inner.bytes > max_total || now.saturating_duration_since(*over) >= window)
     {
@@ -146,6 +157,7 @@ fn expire(inner: &mut Inner, now: Instant, window: Duration, max_total: u64, met
         inner.remove(&turn);
         inner.bytes -= bytes;
         inner.over.pop_front();
+        inner.stripped = inner.stripped.saturating_sub(1);
     }
     metrics.kept.set(i64::try_from(inner.over.len()).unwrap_or(i64::MAX));
     metrics.log_bytes.set(i64::try_from(inner.bytes).unwrap_or(i64::MAX));

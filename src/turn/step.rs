@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{CACHE_CONTROL, CONTENT_ENCODING, CONTENT_TYPE};
+use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Message};
+use super::engine::{Engine, Message, never_sent};
 use super::fleet::{Fleet, Mirrored};
 use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
@@ -20,6 +20,7 @@ use super::shared::{Beginning, Turn};
 use super::{Dispatch, Index, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;
+use crate::body::room::Room;
 use crate::body::{Body, RequestBody, Response};
 use crate::cache::Forward;
 use crate::cutoff::Cutoff;
@@ -40,8 +41,10 @@ const X_QUEUE_POSITION: HeaderName = HeaderName::from_static("x-queue-position")
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Bytes of a message at most; a longer one is sent on as it comes, and is no turn.
-const LONGEST_MESSAGE: usize = 32 << 20;
+const UNREAD: &str =
+    "the agent that the message is for cannot be read: the body must be one JSON object in UTF-8, each name once";
+const OTID: &str = "a background message to a conversation may be answered with the run of another that has its `otid`: \
+                    use random UUIDs (version 4), or leave `otid` out";
 
 /// Sends messages as turns.
 pub struct Turns {
@@ -58,8 +61,8 @@ pub(super) struct Desk {
     pub tasks: TaskTracker,
     pub metrics: Arc<Metrics>,
     pub cutoff: Cutoff,
-    /// Bytes of a message that is a turn, at most.
-    longest_message: usize,
+    /// Where messages are held until their turns are over.
+    room: Room,
     /// How long a body may take to come.
     patience: Duration,
 }
@@ -103,7 +106,7 @@ impl Turns {
             tasks,
             metrics: Arc::clone(&sink.metrics),
             cutoff: sink.cutoff.clone(),
-            longest_message: usize::try_from(max_body).unwrap_or(usize::MAX).min(LONGEST_MESSAGE),
+            room: Room::new(max_body, patience),
             patience,
         };
         Self { desk: Arc::new(desk) }
@@ -130,23 +133,23 @@ impl Turns {
         below: &Arc<B>,
     ) -> Result<Response, Error> {
         let desk = &self.desk;
-        let body = match desk.read(&mut parts, desk.longest_message).await? {
-            Read::Whole(body) => body,
-            Read::Longer(body) => {
-                *parts.request.body_mut() = body;
-                return pass(parts, seat, record, below).await;
-            }
-        };
+        let (body, room) = desk.room.read(std::mem::take(parts.request.body_mut())).await?;
         record.request_bytes = body.len() as u64;
-        let sending = match parts.request.headers().contains_key(CONTENT_ENCODING) {
-            true => Sending::unread(sends, &body),
-            false => Sending::read(sends, &body),
-        };
+        // whatever Content-Encoding says: Letta does not look at it
+        let sending = Sending::read(sends, &body);
         let repeat = Repeat::of(parts.request.headers());
-        let (Some(target), Some(key)) = (Target::of(sends, parts.subject.as_deref(), &sending), &parts.key) else {
+        let target = Target::of(sends, parts.subject.as_deref(), &sending);
+        if target.is_none() && sending.is_unclear {
+            // Letta may read in it what the gateway cannot, and then the agent's turns would overlap
+            return Err(Error::BadBody(UNREAD));
+        }
+        let (Some(target), Some(key)) = (target, &parts.key) else {
             *parts.request.body_mut() = RequestBody::whole(body);
             return pass(parts, seat, record, below).await;
         };
+        if sends == Sends::Conversation && key.is_tenant() {
+            own_run(&sending)?;
+        }
         let marks = Marks::of(&key.id, sends, &target, &sending, repeat)?;
         let Repeat { is_retry, .. } = repeat;
         let (streams, began) = (sending.streams, record.started);
@@ -161,7 +164,8 @@ impl Turns {
         let permit = match seat.map(Seat::take).transpose() {
             Ok(permit) => permit,
             Err(error) => {
-                desk.registry.forget(&turn);
+                // others may have joined it meanwhile
+                never_sent(desk, &turn, error.again());
                 return Err(error);
             }
         };
@@ -177,6 +181,7 @@ impl Turns {
             below: Arc::clone(below),
             message,
             permit,
+            _room: room,
             record: engines,
         };
         if sending.streams {
@@ -347,6 +352,18 @@ fn timing(queued: Duration, letta: Duration) -> HeaderValue {
 fn tell_part(part: Part, headers: &mut HeaderMap) {
     if part != Part::Started {
         headers.insert(X_TURN, HeaderValue::from_static(part.as_str()));
+    }
+}
+
+/// Refuses what could be answered with somebody else's run: Letta finds the run of a background message by its `otid`s
+/// alone (`services/streaming_service.py`, `try_recover_duplicate_request`), whoever asks.
+fn own_run(sending: &Sending) -> Result<(), Error> {
+    if sending.is_unclear {
+        return Err(Error::BadBody(UNREAD));
+    }
+    match sending.background && sending.has_plain_otid {
+        true => Err(Error::ReachRefused { why: OTID }),
+        false => Ok(()),
     }
 }
 

@@ -65,6 +65,28 @@ async fn gateway(replica: &Replica, users: &[&str]) -> Proxy {
 }
 
 #[tokio::test]
+async fn a_shared_cache_is_shared_by_the_keys_of_one_user_only() {
+    let users: Vec<String> = [ALICE, BOB].map(str::to_owned).to_vec();
+    let a = Replica::start(move |seen| match seen.target.as_str() {
+        target if target.starts_with(USERS) => list(&users, seen),
+        _ => json(crate::support::letta_answer(user(seen)[0])),
+    })
+    .await;
+    let yaml = format!("{}\ncache: {{ agents: [\"*\"], scope: shared }}\n", acting_as(&a, &[ALICE, BOB]));
+    let proxy = start(&yaml).await;
+    for (key, status) in [(ALICE, "fwd"), (BOB, "fwd"), (ALICE, "hit"), (BOB, "hit")] {
+        let request = http::Request::builder()
+            .method("POST")
+            .uri(format!("http://{}/v1/agents/{AGENT}/messages", proxy.address()))
+            .header("content-type", "application/json")
+            .header("x-api-key", key);
+        let answer = proxy.send(request.body(Bytes::from("{\"input\":\"balance?\"}")).unwrap()).await;
+        assert!(answer.text().contains(key), "{key} was told what another user was: {answer:?}");
+        assert!(answer.header("cache-status").unwrap().starts_with(&format!("letta-gateway; {status}")), "{answer:?}");
+    }
+}
+
+#[tokio::test]
 async fn each_key_acts_as_its_own_user_whatever_its_client_sends() {
     let a = knowing(&[ALICE, BOB]).await;
     let proxy = gateway(&a, &[ALICE, BOB]).await;

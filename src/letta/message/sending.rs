@@ -23,6 +23,11 @@ pub struct Sending {
     pub background: bool,
     /// SHA-256 over the `otid`s of the messages, in their order; `None` if no message has one.
     pub otids: Option<[u8; 32]>,
+    /// One of them is no random UUID (version 4, RFC 9562), so that somebody else may come to the same.
+    pub has_plain_otid: bool,
+    /// Letta may read in the body what the gateway cannot: Python's `json` takes the last of two equal names, `NaN`, a
+    /// byte order mark and UTF-16.
+    pub is_unclear: bool,
     /// SHA-256 over the message without its `otid`s.
     pub digest: [u8; 32],
 }
@@ -68,19 +73,53 @@ impl Sending {
         }
         let mut encoded = Vec::with_capacity(body.len() + 64);
         Json::Map(fields).encode(&mut encoded);
-        Self { agent, streams, background, otids: otids.digest(), digest: Sha256::digest(&encoded).into() }
+        let has_plain_otid = otids.has_plain;
+        let digest = Sha256::digest(&encoded).into();
+        Self { agent, streams, background, otids: otids.digest(), has_plain_otid, is_unclear: false, digest }
     }
 
     /// Of a body that Letta is going to refuse, or that only it can read.
     pub fn unread(sends: Sends, body: &[u8]) -> Self {
         let streams = matches!(sends, Sends::AgentStream | Sends::Conversation);
-        Self { agent: None, streams, background: false, otids: None, digest: Sha256::digest(body).into() }
+        Self {
+            agent: None,
+            streams,
+            background: false,
+            otids: None,
+            has_plain_otid: false,
+            is_unclear: may_be_object(body),
+            digest: Sha256::digest(body).into(),
+        }
+    }
+}
+
+/// Whether any reader could take `body` for a JSON object.
+fn may_be_object(body: &[u8]) -> bool {
+    let start = body.trim_ascii_start();
+    match start.first_chunk::<2>() {
+        Some(b"\0{" | b"\0\0") => true,
+        Some([first, _]) => *first == b'{' || !first.is_ascii(),
+        None => false,
     }
 }
 
 /// The `otid`s of a request's messages.
 #[derive(Default)]
-struct Otids(Option<Sha256>);
+struct Otids {
+    hash: Option<Sha256>,
+    has_plain: bool,
+}
+
+/// True for a UUID of version 4 as it is usually written.
+fn is_random_uuid(text: &str) -> bool {
+    let is_good = |(place, byte): (usize, u8)| match place {
+        8 | 13 | 18 | 23 => byte == b'-',
+        14 => byte == b'4',
+        19 => matches!(byte, b'8' | b'9' | b'a' | b'b' | b'A' | b'B'),
+        _ => byte.is_ascii_hexdigit(),
+    };
+    text.len() == 36 && text.bytes().enumerate().all(is_good)
+}
 
 impl Otids {
     /// Takes from `message` what names the sending, and brings its content to one form.
@@ -88,7 +127,8 @@ impl Otids {
         let Json::Map(fields) = message else { return };
         fields.retain(|(name, value)| match (&**name, value) {
             ("otid", Json::Text(otid)) => {
-                let hash = self.0.get_or_insert_default();
+                let hash = self.hash.get_or_insert_default();
+                self.has_plain |= !is_random_uuid(otid);
                 hash.update((otid.len() as u64).to_be_bytes());
                 hash.update(otid.as_bytes());
                 false
@@ -106,7 +146,7 @@ impl Otids {
     }
 
     fn digest(self) -> Option<[u8; 32]> {
-        self.0.map(|hash| hash.finalize().into())
+        self.hash.map(|hash| hash.finalize().into())
     }
 }
 

@@ -166,7 +166,8 @@ impl Teller<'_> {
 
     async fn append(&mut self, pieces: &[Piece]) -> Option<Appended> {
         let Fleet { store, .. } = self.fleet;
-        let appended = store.append(self.turn.id, self.told, pieces, self.turn.window).await.ok()?;
+        let appended =
+            store.append(self.turn.id, self.told, pieces, self.turn.log.max(), self.turn.window).await.ok()?;
         if let Appended::Missing { from } = appended {
             self.told = from;
         }

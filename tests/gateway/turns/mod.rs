@@ -2,6 +2,7 @@
 //!
 //! Each send is answered when the test says so, so that what happens meanwhile is the test's to choose.
 
+mod abuse;
 mod conflicts;
 mod death;
 mod dedupe;

@@ -10,26 +10,26 @@ use crate::store::{Appended, Cursor, Index, Piece, Read, StoreError, TurnId};
 
 /// Time budget of an append: no client waits for it.
 const APPEND_BUDGET: Duration = Duration::from_secs(1);
-/// A log's bound in Redis, whatever its owner's is.
+/// Pieces of a log at most.
 const MOST_PIECES: usize = 256 * 1024;
-const MOST_BYTES: usize = 64 * 1024 * 1024;
 /// Bytes that are read at once, about.
 const READ_BYTES: usize = 256 * 1024;
 
 impl SharedTurns {
     /// Appends pieces of which the first is number `at` of the turn's log (the head is number 0), keeps the log for
-    /// `window` from now, and says that the owner is alive. What is in the log already is not appended again, so after an
+    /// `window` from now and up to `most` bytes, and says that the owner is alive. What is in the log already is not appended again, so after an
     /// error the same call can be made again. The pieces of a turn must be the same under the same numbers always.
     pub async fn append(
         &self,
         turn: TurnId,
         at: u64,
         pieces: &[Piece],
+        most: usize,
         window: Duration,
     ) -> Result<Appended, StoreError> {
         let mut call = APPEND.key(self.state_key(&turn));
         call.key(self.log_key(&turn));
-        call.arg(milliseconds(window)).arg(milliseconds(self.timing.owner)).arg(at).arg(MOST_PIECES).arg(MOST_BYTES);
+        call.arg(milliseconds(window)).arg(milliseconds(self.timing.owner)).arg(at).arg(MOST_PIECES).arg(most);
         for piece in pieces {
             let (kind, bytes) = match piece {
                 Piece::Head(bytes) => ("head", bytes),

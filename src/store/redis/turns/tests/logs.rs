@@ -31,7 +31,7 @@ async fn a_log_is_read_in_order_from_any_cursor_on_another_gateway() {
     owner.claim(turn, &[], &[noted(1, "x")], HOUR).await.unwrap();
     let mut at = 0;
     for pieces in pieces.chunks(7) {
-        assert_eq!(owner.append(turn, at, pieces, HOUR).await, Ok(Appended::Kept));
+        assert_eq!(owner.append(turn, at, pieces, MOST, HOUR).await, Ok(Appended::Kept));
         at += pieces.len() as u64;
         // what is there so far can be read so far
         assert_eq!(read_all(&other, turn, Cursor::default()).await.0.len() as u64, at);
@@ -51,7 +51,7 @@ async fn a_large_log_is_read_in_parts_that_are_bounded() {
     let turn = turn();
     let pieces: Vec<_> = (0..64).map(|n| Piece::Data(vec![n; 50_000].into())).collect();
     for (at, pieces) in pieces.chunks(16).enumerate() {
-        turns.append(turn, at as u64 * 16, pieces, HOUR).await.unwrap();
+        turns.append(turn, at as u64 * 16, pieces, MOST, HOUR).await.unwrap();
     }
     let first = turns.read(turn, &Cursor::default()).await.unwrap();
     assert_eq!(first.pieces.len(), 6, "256 KiB and what is begun");
@@ -64,7 +64,7 @@ async fn a_piece_appended_twice_is_there_once() {
     let turns = gateway(&server, PATIENT).await;
     let (turn, pieces) = (turn(), hundred());
     for (from, to) in [(0, 10), (0, 10), (5, 20), (20, 101), (90, 101), (0, 101)] {
-        assert_eq!(turns.append(turn, from as u64, &pieces[from..to], HOUR).await, Ok(Appended::Kept));
+        assert_eq!(turns.append(turn, from as u64, &pieces[from..to], MOST, HOUR).await, Ok(Appended::Kept));
     }
     assert_eq!(read_all(&turns, turn, Cursor::default()).await.0, pieces);
 }
@@ -74,18 +74,18 @@ async fn a_log_that_redis_lost_is_wanted_again_and_its_reader_misses_nothing() {
     let server = RedisServer::start();
     let turns = gateway(&server, PATIENT).await;
     let (turn, pieces) = (turn(), hundred());
-    turns.append(turn, 0, &pieces[..50], HOUR).await.unwrap();
+    turns.append(turn, 0, &pieces[..50], MOST, HOUR).await.unwrap();
     let (mut read, end) = read_all(&turns, turn, Cursor::default()).await;
     let _: String = ask(&server, &["FLUSHALL"]).await;
     // not half a log
-    assert_eq!(turns.append(turn, 50, &pieces[50..60], HOUR).await, Ok(Appended::Missing { from: 0 }));
+    assert_eq!(turns.append(turn, 50, &pieces[50..60], MOST, HOUR).await, Ok(Appended::Missing { from: 0 }));
     turns.heartbeat(turn, &[]).await.unwrap();
     assert!(!turns.read(turn, &end.cursor).await.unwrap().exists);
-    turns.append(turn, 0, &pieces[..20], HOUR).await.unwrap();
+    turns.append(turn, 0, &pieces[..20], MOST, HOUR).await.unwrap();
     let waiting = turns.read(turn, &end.cursor).await.unwrap();
     assert!(waiting.exists && waiting.pieces.is_empty());
-    assert_eq!(turns.append(turn, 60, &pieces[60..], HOUR).await, Ok(Appended::Missing { from: 20 }));
-    turns.append(turn, 20, &pieces[20..], HOUR).await.unwrap();
+    assert_eq!(turns.append(turn, 60, &pieces[60..], MOST, HOUR).await, Ok(Appended::Missing { from: 20 }));
+    turns.append(turn, 20, &pieces[20..], MOST, HOUR).await.unwrap();
     read.append(&mut read_all(&turns, turn, end.cursor).await.0);
     assert_eq!(read, pieces);
 }
@@ -100,9 +100,9 @@ async fn an_owner_that_gives_no_sign_is_not_taken_for_alive_unless_it_is_done() 
     let patient = gateway(&server, PATIENT).await;
     patient.heartbeat(turn, &[]).await.unwrap();
     assert!(turns.read(turn, &Cursor::default()).await.unwrap().owned);
-    turns.append(turn, 0, &[Piece::Head("head".into())], HOUR).await.unwrap();
+    turns.append(turn, 0, &[Piece::Head("head".into())], MOST, HOUR).await.unwrap();
     eventually("not owned again", async || !turns.read(turn, &Cursor::default()).await.unwrap().owned).await;
-    turns.append(turn, 1, &[Piece::End("end".into())], HOUR).await.unwrap();
+    turns.append(turn, 1, &[Piece::End("end".into())], MOST, HOUR).await.unwrap();
     let state = turns.state_key(&turn);
     eventually("the lease ran out", async || {
         let (until, now): (u64, Vec<u64>) =
@@ -121,14 +121,14 @@ async fn a_log_over_its_bound_is_cut_and_says_so_and_has_its_end() {
     let large = Piece::Data(vec![0; 4 << 20].into());
     let mut last = Appended::Kept;
     for at in 0..17 {
-        last = turns.append(turn, at, std::slice::from_ref(&large), HOUR).await.unwrap();
+        last = turns.append(turn, at, std::slice::from_ref(&large), MOST, HOUR).await.unwrap();
         assert_eq!(last == Appended::Cut, at == 16, "{at}");
     }
     assert_eq!(last, Appended::Cut);
     // also what would fit would be behind a hole
-    assert_eq!(turns.append(turn, 17, &[data(17)], HOUR).await, Ok(Appended::Cut));
+    assert_eq!(turns.append(turn, 17, &[data(17)], MOST, HOUR).await, Ok(Appended::Cut));
     for _ in 0..2 {
-        assert_eq!(turns.append(turn, 18, &[Piece::End("end".into())], HOUR).await, Ok(Appended::Cut));
+        assert_eq!(turns.append(turn, 18, &[Piece::End("end".into())], MOST, HOUR).await, Ok(Appended::Cut));
     }
     let (pieces, end) = read_all(&turns, turn, Cursor(15)).await;
     assert_eq!(pieces, [large, Piece::End("end".into())]);
@@ -140,7 +140,7 @@ async fn a_sign_of_life_keeps_a_silent_turn_longer_than_its_window() {
     let server = RedisServer::start();
     let turns = gateway(&server, PATIENT).await;
     let (turn, window) = (turn(), Duration::from_secs(2));
-    turns.append(turn, 0, &[Piece::Head("head".into())], window).await.unwrap();
+    turns.append(turn, 0, &[Piece::Head("head".into())], MOST, window).await.unwrap();
     let (state, log) = (turns.state_key(&turn), turns.log_key(&turn));
     for key in [&state, &log] {
         let _: i64 = ask(&server, &["PEXPIRE", key, "1000"]).await;

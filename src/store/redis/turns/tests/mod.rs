@@ -10,6 +10,8 @@ use crate::store::tests::{eventually, server::RedisServer};
 use crate::store::{Appended, Piece, Settings, Store};
 
 const TAG: Index = [0xab; 32];
+/// Bytes of a log at most.
+const MOST: usize = 64 << 20;
 const HOUR: Duration = Duration::from_hours(1);
 const LONG: Duration = Duration::from_mins(1);
 /// So long that nothing lapses in a test that is not about it.
@@ -114,7 +116,7 @@ async fn a_turn_is_found_by_what_is_learned_later_and_not_when_it_is_forgotten()
     let turns = gateway(&server, PATIENT).await;
     let (one, other, run) = (turn(), turn(), index(9));
     turns.claim(one, &[noted(1, "x")], &[noted(2, "x")], HOUR).await.unwrap();
-    turns.append(one, 0, &[Piece::Head("head".into())], HOUR).await.unwrap();
+    turns.append(one, 0, &[Piece::Head("head".into())], MOST, HOUR).await.unwrap();
     turns.also(&run, one, &[(run, Bytes::new())], HOUR).await.unwrap();
     assert_eq!(turns.find(&run, &run).await.unwrap()[0].turn, one);
 
@@ -137,10 +139,10 @@ async fn nothing_stays_in_redis_for_ever() {
     let (one, other) = (turn(), turn());
     turns.claim(one, &[noted(1, "x")], &[noted(2, "x")], window).await.unwrap();
     turns.also(&TAG, one, &[noted(3, "x")], window).await.unwrap();
-    turns.append(one, 0, &[Piece::Head("head".into()), Piece::End("end".into())], window).await.unwrap();
+    turns.append(one, 0, &[Piece::Head("head".into()), Piece::End("end".into())], MOST, window).await.unwrap();
     turns.heartbeat(one, &[]).await.unwrap();
     // published without a claim, as after a loss
-    turns.append(other, 0, &[Piece::Head("head".into())], window).await.unwrap();
+    turns.append(other, 0, &[Piece::Head("head".into())], MOST, window).await.unwrap();
     lanes::all_that_a_lane_can_hold(&server).await;
     let keys: Vec<String> = ask(&server, &["KEYS", "*"]).await;
     assert!(keys.len() >= 10, "{keys:?}");
