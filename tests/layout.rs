@@ -14,7 +14,6 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["listen"]),
     ("prometheus", &["telemetry"]),
     ("governor", &["limits"]),
-    ("tower_governor", &["limits"]),
     ("matchit", &["letta"]),
     ("serde_saphyr", &["config"]),
 ];

@@ -136,7 +136,7 @@ fn gateway_on(
         scopes: vec![KeyScope::Message],
     });
     let rate = Rate { requests: 1, per: Duration::from_hours(1), burst: 30 };
-    let plan = Plan { name: "plan".into(), rate: Some(rate), in_flight: Some(3) };
+    let plan = Plan { name: "plan".into(), rates: vec![rate], in_flight: Some(3), ..Plan::default() };
 
     let (arrived, arrivals) = mpsc::unbounded_channel();
     let seen = Arc::default();

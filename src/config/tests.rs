@@ -83,7 +83,7 @@ fn the_example_of_the_issue_is_accepted() {
     assert_eq!(settings.keys[0].scopes, [Scope::Read, Scope::Message]);
     assert_eq!(settings.redis.unwrap().url, "redis://127.0.0.1:6379/0");
     assert_eq!(settings.cache.max_entry, 256 * 1024);
-    assert_eq!(settings.plans[0].rate.unwrap().burst, 20);
+    assert_eq!(settings.plans[0].rates[0].burst, 20);
     let files: Vec<_> = settings.files.iter().map(|file| file.strip_prefix(folder.path()).unwrap()).collect();
     assert_eq!(files, [Path::new("certs/cert.pem"), Path::new("certs/key.pem")]);
     assert_eq!(settings.warnings, []);

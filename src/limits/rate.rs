@@ -1,31 +1,31 @@
-//! The rate of one quota: tower_governor's limiter (GCRA), shared by all keys whose plans give the same rate.
+//! The rate of one quota: governor's limiter (GCRA), shared by all whose plans give the same rate.
 //!
-//! A key may spend `burst` requests at once and gets one back every `per / requests`. Decisions are exact under
-//! concurrency. `limit` and `remaining` are told in the same unit, the burst; times are never told too short.
+//! One may spend `burst` requests at once and gets one back every `per / requests`. What a limiter knows of one is a
+//! [`Cell`] of the account's own, and not an entry of the limiter's (as it is in `tower_governor`), for two reasons: a
+//! request that another window refuses can be given back, and no map grows here. `limit` and `remaining` are told in the
+//! same unit, the burst; times are never told too short.
 
+use std::hash::{Hash, Hasher};
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use governor::RateLimiter;
-use governor::clock::{Clock, Reference};
+use governor::clock::Clock;
 use governor::middleware::StateInformationMiddleware;
-use governor::state::keyed::DefaultKeyedStateStore;
-use http::Request;
-use tower_governor::GovernorError;
-use tower_governor::governor::{GovernorConfigBuilder, SharedRateLimiter};
-use tower_governor::key_extractor::KeyExtractor;
+use governor::nanos::Nanos;
+use governor::state::StateStore;
+use governor::{Quota as GovernorQuota, RateLimiter};
+use tokio::time::Instant;
 
 use super::Rate;
-use crate::error::{Refusal, Window};
-
-/// What a key is to the limiter: the front of the SHA-256 of its id, the same in every load of the configuration.
-pub(super) type Spender = [u8; 16];
 
 /// Longest time the limiter's arithmetic (nanoseconds in 64 bits) is trusted with: about 146 years.
 const LONGEST: u64 = u64::MAX / 4;
 
-/// What a key may still spend.
+/// What one may still spend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Left {
+pub(super) struct Left {
     /// Requests at once (the burst).
     pub limit: u32,
     pub remaining: u32,
@@ -33,84 +33,138 @@ pub struct Left {
     pub reset: Duration,
 }
 
+/// There is nothing left.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Spent {
+    pub limit: u32,
+    pub retry_after: Duration,
+    pub reset: Duration,
+}
+
 /// One quota's limiter.
+#[derive(Debug)]
 pub(super) struct RateLimit {
     pub rate: Rate,
     quota: Quota,
-    limiter: SharedRateLimiter<Spender, StateInformationMiddleware>,
+    limiter: RateLimiter<Cell, InCell, Ticking, StateInformationMiddleware>,
 }
 
 /// A [`Rate`] as the limiter takes it: one request back every `period`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Quota {
     pub period: Duration,
-    pub burst: u32,
+    pub burst: NonZeroU32,
 }
 
 impl Quota {
     pub(super) fn of(rate: Rate) -> Self {
         let per = u64::try_from(rate.per.as_nanos()).unwrap_or(LONGEST).min(LONGEST);
         let period = (per / u64::from(rate.requests.max(1))).max(1);
-        let most = u32::try_from(LONGEST / period).unwrap_or(u32::MAX);
-        Self { period: Duration::from_nanos(period), burst: rate.burst.clamp(1, most.max(1)) }
+        let most = u32::try_from(LONGEST / period).unwrap_or(u32::MAX).max(1);
+        let burst = NonZeroU32::new(rate.burst.min(most)).unwrap_or(NonZeroU32::MIN);
+        Self { period: Duration::from_nanos(period), burst }
+    }
+
+    /// How long `requests` take to come back.
+    fn time_of(&self, requests: u32) -> Duration {
+        self.period.saturating_mul(requests)
     }
 }
 
 impl RateLimit {
     pub(super) fn new(rate: Rate) -> Self {
         let quota = Quota::of(rate);
-        let config = GovernorConfigBuilder::default()
-            .key_extractor(ById)
-            .period(quota.period)
-            .burst_size(quota.burst)
-            .use_headers()
-            .finish();
-        #[expect(clippy::expect_used, reason = "only a zero period or burst is refused, and a Quota has neither")]
-        let limiter = config.expect("a quota").limiter().clone();
-        Self { rate, quota, limiter }
+        #[expect(clippy::expect_used, reason = "only a zero period is refused, and a Quota has none")]
+        let governed = GovernorQuota::with_period(quota.period).expect("a quota").allow_burst(quota.burst);
+        Self { rate, quota, limiter: RateLimiter::new(governed, InCell, Ticking(Instant::now())) }
     }
 
-    /// Spends one request of `spender`'s, if it has one.
-    pub(super) fn spend(&self, spender: &Spender) -> Result<Left, Refusal> {
-        spend(&self.limiter, self.quota, spender)
+    /// Spends one request of the cell's, if it has one.
+    pub(super) fn spend(&self, cell: &Cell) -> Result<Left, Spent> {
+        let limit = self.quota.burst.get();
+        match self.limiter.check_key(cell) {
+            Ok(state) => {
+                let remaining = state.remaining_burst_capacity().min(limit);
+                Ok(Left { limit, remaining, reset: self.quota.time_of(limit - remaining) })
+            }
+            Err(until) => {
+                let retry_after = until.wait_time_from(self.limiter.clock().now());
+                let reset = retry_after.saturating_add(self.quota.time_of(limit - 1));
+                Err(Spent { limit, retry_after, reset })
+            }
+        }
     }
 
-    /// Forgets whoever has spent nothing lately.
-    pub(super) fn forget_idle(&self) {
-        self.limiter.retain_recent();
+    /// Takes back that a request was spent.
+    pub(super) fn give_back(&self, cell: &Cell) {
+        let one = Nanos::from(self.quota.period).as_u64();
+        let _ = cell.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |whole| Some(whole.saturating_sub(one)));
+    }
+
+    pub(super) fn burst(&self) -> u32 {
+        self.quota.burst.get()
+    }
+
+    /// How long a quota that is spent takes to be whole again.
+    pub(super) fn whole_after(&self) -> Duration {
+        self.quota.time_of(self.burst())
+    }
+
+    /// Nothing of it is spent, as if it were new.
+    pub(super) fn is_whole(&self, cell: &Cell) -> bool {
+        cell.0.load(Ordering::Relaxed) <= self.limiter.clock().now().as_u64()
     }
 }
 
-pub(super) fn spend<C: Clock>(
-    limiter: &RateLimiter<Spender, DefaultKeyedStateStore<Spender>, C, StateInformationMiddleware>,
-    quota: Quota,
-    spender: &Spender,
-) -> Result<Left, Refusal>
-where
-    C::Instant: Reference,
-{
-    match limiter.check_key(spender) {
-        Ok(state) => {
-            let remaining = state.remaining_burst_capacity().min(quota.burst);
-            let reset = quota.period.saturating_mul(quota.burst - remaining);
-            Ok(Left { limit: quota.burst, remaining, reset })
-        }
-        Err(until) => {
-            let retry_after = until.wait_time_from(limiter.clock().now());
-            let reset = retry_after.saturating_add(quota.period.saturating_mul(quota.burst.saturating_sub(1)));
-            Err(Refusal { window: Window::Rate, retry_after, limit: quota.burst, remaining: 0, reset })
+/// When one's quota is whole again by its limiter's clock, in nanoseconds; 0: nothing was ever spent.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Cell(Arc<AtomicU64>);
+
+/// To the limiter a cell is its own key.
+impl PartialEq for Cell {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+impl Eq for Cell {}
+
+impl Hash for Cell {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        Arc::as_ptr(&self.0).hash(state);
+    }
+}
+
+/// Looks nothing up: the key is the state.
+#[derive(Debug)]
+struct InCell;
+
+impl StateStore for InCell {
+    type Key = Cell;
+
+    fn measure_and_replace<T, F, E>(&self, cell: &Cell, decide: F) -> Result<T, E>
+    where
+        F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
+    {
+        let mut now = cell.0.load(Ordering::Relaxed);
+        loop {
+            let (told, next) = decide((now != 0).then(|| Nanos::from(now)))?;
+            match cell.0.compare_exchange_weak(now, next.as_u64(), Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return Ok(told),
+                Err(changed) => now = changed,
+            }
         }
     }
 }
 
-/// tower_governor wants to know how a request names its key; ours is known before the limiter is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct ById;
+/// Time since the limiter was made.
+#[derive(Debug, Clone, Copy)]
+struct Ticking(Instant);
 
-impl KeyExtractor for ById {
-    type Key = Spender;
+impl Clock for Ticking {
+    type Instant = Nanos;
 
-    fn extract<T>(&self, request: &Request<T>) -> Result<Spender, GovernorError> {
-        request.extensions().get().copied().ok_or(GovernorError::UnableToExtractKey)
+    fn now(&self) -> Nanos {
+        Nanos::from(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(LONGEST).min(LONGEST))
     }
 }

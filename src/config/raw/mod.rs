@@ -13,10 +13,12 @@ use super::units::{ByteSize, DurationText};
 use super::workers::Workers;
 
 mod listener;
+mod plan;
 mod turns;
 mod upstream;
 
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
+pub(super) use plan::{Mode, Plan, PlanScope, Rate, Rates};
 pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, Turns};
 pub(super) use upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
 
@@ -118,45 +120,6 @@ pub(super) enum Scope {
     Message,
     Modify,
     Admin,
-}
-
-/// Limits of each key that has this plan; one that is left out does not limit.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Plan {
-    /// Requests per period.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<Rate>,
-    /// Requests at once; a stream counts until its last byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub in_flight: Option<u32>,
-}
-
-impl Plan {
-    fn standard() -> Self {
-        let rate = Rate { requests: Some(60), per: DurationText::secs(60), burst: Some(20) };
-        Self { rate: Some(rate), in_flight: Some(8) }
-    }
-}
-
-/// So many requests per period.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Rate {
-    /// How many.
-    #[schemars(required)]
-    pub requests: Option<u32>,
-    /// In how long.
-    pub per: DurationText,
-    /// How many of them at once; left out: all of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub burst: Option<u32>,
-}
-
-impl Default for Rate {
-    fn default() -> Self {
-        Self { requests: None, per: DurationText::secs(60), burst: None }
-    }
 }
 
 /// Where shared state is kept.

@@ -19,6 +19,7 @@ use crate::{cache, cors, store, telemetry};
 
 mod keys;
 mod listeners;
+mod plans;
 mod turns;
 mod upstream;
 

@@ -94,7 +94,7 @@ impl Families {
             // keys and limits
             key_requests: counters(r, "key_requests_total", "Requests by API key and status class", &["key", "status"]),
             key_in_flight: gauges(r, "key_requests_in_flight", "Requests in flight by API key", &["key"]),
-            limit_decisions: counters(r, "limit_decisions_total", "What the limits decided, by API key: admitted, or the limit that refused", &["key", "decision"]),
+            limit_decisions: counters(r, "limit_decisions_total", "What the limits decided, by API key: admitted by all windows, or by the window that refused, or would have (shadowed)", &["key", "window", "outcome"]),
             // replicas
             upstream_requests: counters(r, "upstream_requests_total", "Attempts by replica and status class (none: no answer)", &["upstream", "status"]),
             upstream_responses: histograms(r, "upstream_response_seconds", "From a request handed to a replica to the head of its response", &["upstream"], DURATION),

@@ -15,7 +15,7 @@ use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, Text
 use crate::error::Cause;
 use crate::letta::routes::{ROUTES, Route};
 use families::Families;
-pub use handles::{CacheResult, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+pub use handles::{CacheResult, Decision, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
 pub use turns::TurnMetrics;
 
 /// The media type of [`Metrics::encode`].
