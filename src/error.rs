@@ -51,6 +51,8 @@ pub enum Error {
     AddressRefused { field: &'static str },
     /// A limit of the key's plan refused the request.
     Limited(Box<Refusal>),
+    /// What the key may use up is counted in a store that does not answer, and then nothing is to pass.
+    LimitsUnknown,
     /// As many requests without a key are in flight as may be, `most`.
     KeylessFull { most: u32 },
     /// The client wants a kept answer or none (`only-if-cached`, RFC 9111 §5.2.1.7), and there is none.
@@ -175,6 +177,7 @@ impl Error {
                 Window::Rate => "policy_rate_limited",
                 Window::InFlight => "policy_in_flight_limited",
             },
+            Self::LimitsUnknown => "gateway_limits_unknown",
             Self::NotKept => "client_only_if_cached",
             Self::NoUpstream => "upstream_none",
             Self::UpstreamConnect { .. } => "upstream_connect",
@@ -229,6 +232,7 @@ impl Error {
             | Self::StreamBroken(_) => Side::Upstream,
             Self::TurnLost { error, .. } => error.side(),
             Self::AnswerNotKept { .. }
+            | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. }
@@ -264,6 +268,7 @@ impl Error {
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
             | Self::LaneTimeout { .. }
+            | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -301,6 +306,7 @@ impl Error {
             | Self::LaneTimeout { .. }
             | Self::KeyReused
             | Self::NotKept
+            | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => true,
@@ -332,6 +338,7 @@ impl Error {
             Self::OriginRefused => Self::OriginRefused,
             Self::ScopeMissing { needed } => Self::ScopeMissing { needed },
             Self::Limited(refusal) => Self::Limited(refusal.clone()),
+            Self::LimitsUnknown => Self::LimitsUnknown,
             Self::NotKept => Self::NotKept,
             Self::NoUpstream => Self::NoUpstream,
             Self::UpstreamConnect { upstream, cause } => {
@@ -401,6 +408,7 @@ impl fmt::Display for Error {
                     refusal.name, refusal.limit
                 ),
             },
+            Self::LimitsUnknown => f.write_str("the gateway cannot reach where it counts requests; try again later"),
             Self::NotKept => f.write_str("no kept answer will do, and the request asks for no other (only-if-cached)"),
             Self::NoUpstream => f.write_str("no Letta replica can take the request now"),
             Self::UpstreamConnect { .. } => {

@@ -52,8 +52,8 @@ impl Pipeline {
             max_total: settings.cache.max_total,
         };
         let store = Store::new(kept, metrics, previous.map(|previous| &previous.store))?;
-        let limits =
-            Arc::new(Limits::new(&settings.plans, &settings.keys, metrics, previous.map(|previous| &*previous.limits)));
+        let limits = Limits::new(&settings.plans, &settings.keys, metrics, previous.map(|previous| &*previous.limits));
+        let limits = Arc::new(limits.over(store.shared_limits(), settings.on_error, metrics));
         let balance = Balance::new(&settings.balance, metrics, previous.map(|previous| previous.endpoints.as_slice()));
         let endpoints = balance.endpoints().to_vec();
         let upstream = Upstream::new(

@@ -46,6 +46,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
     metrics.error(Error::KeyMissing.reason());
     metrics.cache(CacheResult::Hit);
     metrics.retry("another_replica");
+    metrics.limit_without_store("local");
     metrics.redis_error("timeout");
     metrics.redis_reply(Duration::from_millis(1));
     metrics.listener("0.0.0.0:8283").error("parse");

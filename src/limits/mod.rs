@@ -10,6 +10,7 @@ mod agents;
 mod fields;
 mod rate;
 mod seat;
+mod shared;
 mod step;
 mod table;
 mod terms;

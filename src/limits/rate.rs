@@ -19,6 +19,7 @@ use governor::{Quota as GovernorQuota, RateLimiter};
 use tokio::time::Instant;
 
 use super::Rate;
+use crate::store::Pace;
 
 /// Longest time the limiter's arithmetic (nanoseconds in 64 bits) is trusted with: about 146 years.
 const LONGEST: u64 = u64::MAX / 4;
@@ -58,7 +59,7 @@ pub(super) struct Quota {
 
 impl Quota {
     pub(super) fn of(rate: Rate) -> Self {
-        let per = u64::try_from(rate.per.as_nanos()).unwrap_or(LONGEST).min(LONGEST);
+        let per = nanoseconds(rate.per);
         let period = (per / u64::from(rate.requests.max(1))).max(1);
         let most = u32::try_from(LONGEST / period).unwrap_or(u32::MAX).max(1);
         let burst = NonZeroU32::new(rate.burst.min(most)).unwrap_or(NonZeroU32::MIN);
@@ -79,13 +80,23 @@ impl RateLimit {
         Self { rate, quota, limiter: RateLimiter::new(governed, InCell, Ticking(Instant::now())) }
     }
 
-    /// Spends one request of the cell's, if it has one.
-    pub(super) fn spend(&self, cell: &Cell) -> Result<Left, Spent> {
+    /// Spends one request of the cell's, if it has one, as if it were `cost` of them: there are as many that share what
+    /// the cell knows. One request passes at once however many they are.
+    pub(super) fn spend(&self, cell: &Cell, cost: NonZeroU32) -> Result<Left, Spent> {
         let limit = self.quota.burst.get();
-        match self.limiter.check_key(cell) {
+        // a limiter takes no more than its burst at once
+        let at_once = cost.min(self.quota.burst);
+        let checked = match at_once.get() {
+            1 => self.limiter.check_key(cell),
+            #[expect(clippy::expect_used, reason = "refused is only what is more than the burst")]
+            _ => self.limiter.check_key_n(cell, at_once).expect("within the burst"),
+        };
+        match checked {
             Ok(state) => {
+                cell.add(self.quota.time_of(cost.get() - at_once.get()));
                 let remaining = state.remaining_burst_capacity().min(limit);
-                Ok(Left { limit, remaining, reset: self.quota.time_of(limit - remaining) })
+                let reset = self.quota.time_of(limit - remaining);
+                Ok(Left { limit, remaining: remaining / cost, reset })
             }
             Err(until) => {
                 let retry_after = until.wait_time_from(self.limiter.clock().now());
@@ -95,10 +106,40 @@ impl RateLimit {
         }
     }
 
-    /// Takes back that a request was spent.
-    pub(super) fn give_back(&self, cell: &Cell) {
-        let one = Nanos::from(self.quota.period).as_u64();
-        let _ = cell.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |whole| Some(whole.saturating_sub(one)));
+    /// Takes back that a request was spent at `cost`.
+    pub(super) fn give_back(&self, cell: &Cell, cost: NonZeroU32) {
+        cell.sub(self.quota.time_of(cost.get()));
+    }
+
+    /// Now, as [`learn`](Self::learn) wants to know it.
+    pub(super) fn now(&self) -> Duration {
+        self.limiter.clock().now().into()
+    }
+
+    /// Makes the cell know what was told of it at `then`: that in `ahead` nothing of it would be spent any more.
+    pub(super) fn learn(&self, cell: &Cell, then: Duration, ahead: Duration) {
+        cell.set(then.saturating_add(ahead));
+    }
+
+    /// What is left of a quota of which in `ahead` nothing is spent any more.
+    pub(super) fn left(&self, ahead: Duration) -> Left {
+        let limit = self.burst();
+        let period = self.quota.period.as_nanos();
+        let spent = u32::try_from(ahead.as_nanos().div_ceil(period)).unwrap_or(u32::MAX).min(limit);
+        Left { limit, remaining: limit - spent, reset: ahead }
+    }
+
+    /// The same, where there is nothing left.
+    pub(super) fn spent(&self, ahead: Duration) -> Spent {
+        let limit = self.burst();
+        Spent { limit, retry_after: ahead.saturating_sub(self.quota.time_of(limit - 1)), reset: ahead }
+    }
+
+    /// What the shared store is to know of it.
+    pub(super) fn pace(&self) -> Pace {
+        let Rate { requests, per, .. } = self.rate;
+        let name = format!("{requests}/{}/{}", per.as_millis(), self.burst());
+        Pace { name: name.into(), period: self.quota.period, burst: self.burst() }
     }
 
     pub(super) fn burst(&self) -> u32 {
@@ -119,6 +160,23 @@ impl RateLimit {
 /// When one's quota is whole again by its limiter's clock, in nanoseconds; 0: nothing was ever spent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Cell(Arc<AtomicU64>);
+
+impl Cell {
+    fn add(&self, time: Duration) {
+        if !time.is_zero() {
+            self.0.fetch_add(nanoseconds(time), Ordering::Relaxed);
+        }
+    }
+
+    fn sub(&self, time: Duration) {
+        let less = |whole: u64| Some(whole.saturating_sub(nanoseconds(time)));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+
+    fn set(&self, whole: Duration) {
+        self.0.store(nanoseconds(whole), Ordering::Relaxed);
+    }
+}
 
 /// To the limiter a cell is its own key.
 impl PartialEq for Cell {
@@ -165,6 +223,10 @@ impl Clock for Ticking {
     type Instant = Nanos;
 
     fn now(&self) -> Nanos {
-        Nanos::from(u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(LONGEST).min(LONGEST))
+        Nanos::from(nanoseconds(self.0.elapsed()))
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(LONGEST).min(LONGEST)
 }

@@ -39,7 +39,7 @@ impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
         // a repeat needs no place of its own: its turn has one
         let may_repeat = is_send && Repeat::of(parts.request.headers()).is_said();
         let agent = parts.subject.as_deref().filter(|_| parts.route.subject == Subject::Agent);
-        let (seat, told) = self.admit(&key.id, agent, may_repeat)?;
+        let (seat, told) = self.admit(&key.id, agent, may_repeat).await?;
         let (seat, permit) = if is_send { (Some(seat), None) } else { (None, Some(seat.take()?)) };
         let mut response = next.handle(Within { parts, seat }, record).await?;
         if let Some(told) = told {

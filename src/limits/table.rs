@@ -6,16 +6,20 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::account::{Account, Counted};
+use super::account::{ALONE, Account, Counted};
 use super::agents::Agents;
 use super::fields::Told;
 use super::rate::RateLimit;
 use super::seat::{Full, Seat};
+use super::shared::{NotCounted, Shared};
 use super::terms::Terms;
 use super::{Mode, Plan, Rate, Scope};
+use sha2::{Digest, Sha256};
+
 use crate::auth::key;
 use crate::body::{Counter, Permit};
-use crate::error::{Error, Refusal};
+use crate::error::Error;
+use crate::store::{OnError, SharedLimits, Spender};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::{Decision, KeyMetrics};
 
@@ -26,6 +30,8 @@ const MOST_KEYLESS: u32 = 16;
 #[derive(Clone)]
 pub struct Limits {
     table: Arc<Table>,
+    /// None: limits hold in this process alone.
+    shared: Option<Arc<Shared>>,
 }
 
 struct Table {
@@ -68,7 +74,7 @@ impl Limits {
             let made = Arc::new(Terms::new(plan, &mut limit_of));
             if plan.scope == Scope::Plan {
                 let known = previous.and_then(|previous| previous.shared_account(&plan.name));
-                let account = account(&made, known, Counter::new);
+                let account = account(spender(&["plan", &plan.name]), &made, known, Counter::new);
                 shared.insert(Box::from(plan.name.as_str()), Arc::new(account));
             }
             terms.insert(Box::from(plan.name.as_str()), made);
@@ -84,17 +90,23 @@ impl Limits {
         let agents = previous.map_or_else(Agents::default, |previous| {
             previous.agents.renewed(|key, known, its_terms| {
                 let terms = &allowances.get(key)?.terms;
-                let renewed = account(terms, Some((known, its_terms)), Counter::new);
+                let renewed = account(known.id, terms, Some((known, its_terms)), Counter::new);
                 (terms.scope == Scope::Agent).then(|| (renewed, Arc::clone(terms)))
             })
         });
         let keyless = previous.map_or_else(Counter::new, |previous| Arc::clone(&previous.keyless));
-        Self { table: Arc::new(Table { allowances, shared, plans: terms, agents, rates, keyless }) }
+        Self { table: Arc::new(Table { allowances, shared, plans: terms, agents, rates, keyless }), shared: None }
+    }
+
+    /// The same limits over all gateways that have this store. `on_error`: what becomes of requests without it.
+    pub fn over(self, store: Option<Arc<SharedLimits>>, on_error: OnError, metrics: &Arc<Metrics>) -> Self {
+        let shared = store.map(|store| Arc::new(Shared { store, on_error, metrics: Arc::clone(metrics) }));
+        Self { shared, ..self }
     }
 
     /// Counts one request of the key's, which is for `agent` if it names one: its place in flight, and what is told of
     /// what is left. `may_repeat`: it may turn out to need no place, and goes on without one if there is none.
-    pub(super) fn admit(
+    pub(super) async fn admit(
         &self,
         key: &str,
         agent: Option<&str>,
@@ -103,12 +115,12 @@ impl Limits {
         let allowance = self.table.allowances.get(key).ok_or_else(|| Error::Internal("a key without a plan".into()))?;
         let account = self.table.account(allowance, agent);
         let terms = &allowance.terms;
-        let counted = match account.count(terms, may_repeat) {
-            Ok(counted) => counted,
-            Err(refusal) => allowance.too_many(&account, refusal)?,
+        let counted = match &self.shared {
+            None => account.count(terms, may_repeat, ALONE).map_err(NotCounted::Refused),
+            Some(shared) => Box::pin(shared.count(&account, terms, may_repeat)).await,
         };
-        let places = terms.in_flight.map(|most| most.saturating_sub(account.in_flight.now()));
-        let told = Told::new(terms, &counted.left, places);
+        let counted = counted.or_else(|why| allowance.not_counted(&account, why))?;
+        let told = Told::new(terms, &counted.left, counted.places);
         allowance.metrics.admitted.inc();
         let seat = match counted.place {
             Some(place) => Seat::taken(allowance.seated(&account, place)),
@@ -143,9 +155,11 @@ impl Table {
     /// Whose account a request counts in.
     fn account(&self, allowance: &Allowance, agent: Option<&str>) -> Arc<Account> {
         let terms = &allowance.terms;
-        let of_agent = agent
-            .filter(|_| terms.scope == Scope::Agent)
-            .and_then(|agent| self.agents.account(&allowance.id, agent, terms, || account(terms, None, Counter::new)));
+        let of_agent = agent.filter(|_| terms.scope == Scope::Agent).and_then(|agent| {
+            self.agents.account(&allowance.id, agent, terms, || {
+                account(spender(&["agent", &allowance.id, agent]), terms, None, Counter::new)
+            })
+        });
         of_agent.unwrap_or_else(|| Arc::clone(&allowance.account))
     }
 
@@ -176,24 +190,34 @@ impl Allowance {
             // where keys are counted apart, the places of the key are the account's
             let counter = || if terms.scope == Scope::Key { Arc::clone(&in_flight) } else { Counter::new() };
             let kept = kept.filter(|known| known.terms.scope == terms.scope);
-            Arc::new(account(terms, kept.map(|known| (&*known.account, &*known.terms)), counter))
+            Arc::new(account(
+                spender(&["key", &key.id]),
+                terms,
+                kept.map(|known| (&*known.account, &*known.terms)),
+                counter,
+            ))
         };
         let account = shared.map_or_else(own, Arc::clone);
         Self { id: key.id.as_str().into(), terms: Arc::clone(terms), account, in_flight, metrics }
     }
 
-    /// What becomes of a request that is too many.
-    fn too_many(&self, account: &Account, refusal: Box<Refusal>) -> Result<Counted, Error> {
-        match self.terms.mode {
-            Mode::Enforce => {
-                self.metrics.decided(&refusal.name, Decision::Refused).inc();
-                Err(Error::Limited(refusal))
-            }
+    /// What becomes of a request that was not counted.
+    fn not_counted(&self, account: &Account, why: NotCounted) -> Result<Counted, Error> {
+        let (window, error) = match why {
+            NotCounted::Refused(refusal) => (Some(Arc::clone(&refusal.name)), Error::Limited(refusal)),
+            NotCounted::Unknown => (None, Error::LimitsUnknown),
+        };
+        let (decision, answer) = match self.terms.mode {
+            Mode::Enforce => (Decision::Refused, Err(error)),
             Mode::Shadow => {
-                self.metrics.decided(&refusal.name, Decision::Shadowed).inc();
-                Ok(Counted { place: Some(account.in_flight.add()), left: Vec::new() })
+                let place = Some(account.in_flight.add());
+                (Decision::Shadowed, Ok(Counted { place, left: Vec::new(), places: None }))
             }
+        };
+        if let Some(window) = window {
+            self.metrics.decided(&window, decision).inc();
         }
+        answer
     }
 
     /// A place that the key's requests in flight are counted by, too.
@@ -203,7 +227,23 @@ impl Allowance {
 }
 
 /// An account for `terms` that knows what `known` did of the same rates. `in_flight`: the counter of a new one.
-fn account(terms: &Terms, known: Option<(&Account, &Terms)>, in_flight: impl FnOnce() -> Arc<Counter>) -> Account {
+fn account(
+    id: Spender,
+    terms: &Terms,
+    known: Option<(&Account, &Terms)>,
+    in_flight: impl FnOnce() -> Arc<Counter>,
+) -> Account {
     let counter = known.map_or_else(in_flight, |(known, _)| Arc::clone(&known.in_flight));
-    Account::new(terms, counter, |window| known.and_then(|(known, its_terms)| known.cell(its_terms, window)))
+    Account::new(id, terms, counter, |window| known.and_then(|(known, its_terms)| known.cell(its_terms, window)))
+}
+
+/// What an account is called in the shared store, by all gateways alike.
+fn spender(names: &[&str]) -> Spender {
+    let mut hash = Sha256::new();
+    for name in names {
+        hash.update((name.len() as u64).to_be_bytes());
+        hash.update(name);
+    }
+    let digest: [u8; 32] = hash.finalize().into();
+    digest.first_chunk().copied().unwrap_or_default()
 }

@@ -9,6 +9,7 @@ use http::HeaderValue;
 use super::rate::{RateLimit, Spent};
 use super::{Mode, Plan, Rate, Scope};
 use crate::error::{Refusal, Window};
+use crate::store::Pace;
 
 /// The name of the window of requests in flight.
 const IN_FLIGHT: &str = "in_flight";
@@ -19,6 +20,8 @@ pub(super) struct Terms {
     pub scope: Scope,
     pub mode: Mode,
     pub rates: Box<[RateWindow]>,
+    /// The rates as the shared store takes them.
+    pub paces: Box<[Pace]>,
     /// Requests in flight at most.
     pub in_flight: Option<u32>,
     in_flight_name: Arc<str>,
@@ -41,6 +44,7 @@ impl Terms {
             scope: plan.scope,
             mode: plan.mode,
             policy: policy(&rates, plan.in_flight),
+            paces: rates.iter().map(|window| window.limit.pace()).collect(),
             rates,
             in_flight: plan.in_flight,
             in_flight_name: IN_FLIGHT.into(),

@@ -28,6 +28,7 @@ mod headers;
 mod lifecycle;
 mod limits;
 mod redis;
+mod shared_limits;
 mod streams;
 mod targets;
 mod telling;

@@ -129,6 +129,18 @@ pub(super) struct Store {
     /// Left out: in this process, shared with no other gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<Redis>,
+    /// What becomes of requests whose limits are counted in Redis while it does not answer: this gateway holds them to its
+    /// share of what is left (local), refuses them (deny), or holds them to all of it (allow).
+    pub on_error: OnError,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OnError {
+    #[default]
+    Local,
+    Deny,
+    Allow,
 }
 
 /// Redis as the store of all gateways.

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use tokio::time::advance;
 
+use super::account::ALONE;
 use super::fields::Told;
 use super::rate::{Cell, Left, Quota, RateLimit};
 use super::*;
@@ -32,8 +33,16 @@ fn limits(plan: Plan, metrics: &Metrics) -> Limits {
     Limits::new(&[plan], &keys, metrics, None)
 }
 
+/// The output of a future that waits for nothing.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match std::pin::pin!(future).poll(&mut std::task::Context::from_waker(std::task::Waker::noop())) {
+        std::task::Poll::Ready(output) => output,
+        std::task::Poll::Pending => panic!("it waits"),
+    }
+}
+
 fn admit(limits: &Limits, key: &str, may_repeat: bool) -> Result<(Seat, Option<Told>), Error> {
-    limits.admit(key, None, may_repeat)
+    now(limits.admit(key, None, may_repeat))
 }
 
 fn refusal(limits: &Limits, key: &str) -> Box<Refusal> {
@@ -54,18 +63,18 @@ async fn a_burst_passes_at_once_and_then_one_request_each_period() {
     assert_eq!((quota.period, quota.burst.get()), (Duration::from_secs(1), 20));
     let (limit, cell) = (RateLimit::new(PLENTY), Cell::default());
     for spent in 1..=20 {
-        let left = limit.spend(&cell).unwrap();
+        let left = limit.spend(&cell, ALONE).unwrap();
         assert_eq!(left, Left { limit: 20, remaining: 20 - spent, reset: Duration::from_secs(spent.into()) });
     }
     advance(Duration::from_millis(400)).await;
-    let refused = limit.spend(&cell).unwrap_err();
+    let refused = limit.spend(&cell, ALONE).unwrap_err();
     assert_eq!(refused.retry_after, Duration::from_millis(600));
     assert_eq!(refused.reset, Duration::from_millis(19_600));
     advance(refused.retry_after).await;
-    assert_eq!(limit.spend(&cell).unwrap().remaining, 0);
-    assert!(limit.spend(&cell).is_err());
+    assert_eq!(limit.spend(&cell, ALONE).unwrap().remaining, 0);
+    assert!(limit.spend(&cell, ALONE).is_err());
     advance(Duration::from_secs(60)).await;
-    assert_eq!(limit.spend(&cell).unwrap().remaining, 19);
+    assert_eq!(limit.spend(&cell, ALONE).unwrap().remaining, 19);
 }
 
 #[test]

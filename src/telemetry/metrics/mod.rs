@@ -37,6 +37,8 @@ pub struct Metrics {
     pub streams_broken: IntCounter,
     pub cache_entries: IntGauge,
     pub cache_bytes: IntGauge,
+    /// Gateways alive, this one included.
+    pub limit_gateways: IntGauge,
     pub redis_up: IntGauge,
     pub redis_duration: Histogram,
     pub config_loaded: Gauge,
@@ -74,6 +76,7 @@ impl Metrics {
             streams_broken: families.streams_broken.clone(),
             cache_entries: families.cache_entries.clone(),
             cache_bytes: families.cache_bytes.clone(),
+            limit_gateways: families.limit_gateways.clone(),
             redis_up: families.redis_up.clone(),
             redis_duration: families.redis_duration.clone(),
             config_loaded: families.config_loaded.clone(),
@@ -171,6 +174,11 @@ impl Metrics {
     /// `outcome`: `another_replica`, `fresh_connection`, `budget_spent`.
     pub fn retry(&self, outcome: &'static str) {
         self.families.retries.with_label_values(&[outcome]).inc();
+    }
+
+    /// A request's limits were decided without Redis: `local`, `deny`, `allow`.
+    pub fn limit_without_store(&self, how: &'static str) {
+        self.families.limit_without_store.with_label_values(&[how]).inc();
     }
 
     /// A Redis command failed: `timeout`, `connect`, `refused` (the breaker is open), `reply`.
