@@ -98,7 +98,7 @@ pub struct Refusal {
     pub name: Arc<str>,
     /// How long until a request may pass (rounded up to whole seconds in `Retry-After`).
     pub retry_after: Duration,
-    /// The window's size, in requests.
+    /// The window's size, in requests or what the budget counts.
     pub limit: u64,
     /// What is left of it now.
     pub remaining: u64,
@@ -113,6 +113,8 @@ pub struct Refusal {
 pub enum Window {
     Rate,
     InFlight,
+    /// Of what turns cost.
+    Budget,
 }
 
 /// What became of a run whose stream or answer was lost.
@@ -176,6 +178,7 @@ impl Error {
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => "policy_rate_limited",
                 Window::InFlight => "policy_in_flight_limited",
+                Window::Budget => "policy_budget_spent",
             },
             Self::LimitsUnknown => "gateway_limits_unknown",
             Self::NotKept => "client_only_if_cached",
@@ -401,6 +404,10 @@ impl fmt::Display for Error {
                 Window::Rate => {
                     let seconds = whole_seconds(refusal.retry_after);
                     write!(f, "too many requests ({}): try again in {seconds} s", refusal.name)
+                }
+                Window::Budget => {
+                    let seconds = whole_seconds(refusal.retry_after);
+                    write!(f, "nothing is left of the budget ({}): try again in {seconds} s", refusal.name)
                 }
                 Window::InFlight => write!(
                     f,

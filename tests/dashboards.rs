@@ -46,6 +46,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
     metrics.error(Error::KeyMissing.reason());
     metrics.cache(CacheResult::Hit);
     metrics.retry("another_replica");
+    metrics.key("key").budget_remaining("tokens_1d", 7);
     metrics.limit_without_store("local");
     metrics.redis_error("timeout");
     metrics.redis_reply(Duration::from_millis(1));

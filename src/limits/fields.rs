@@ -7,6 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::account::Counted;
+use super::budget::Remaining;
 use super::rate::Left;
 use super::terms::Terms;
 use crate::error::whole_seconds;
@@ -27,10 +29,10 @@ pub(super) struct Told {
 }
 
 impl Told {
-    /// `left`: of each rate of `terms`, in its order; `places`: requests that may be in flight beside. `None`: the plan
-    /// has no limits.
-    pub(super) fn new(terms: &Terms, left: &[Left], places: Option<u32>) -> Option<Self> {
-        if left.is_empty() && places.is_none() {
+    /// `None`: there is nothing to tell, for the plan has no limits or only looks on.
+    pub(super) fn new(terms: &Terms, counted: &Counted) -> Option<Self> {
+        let Counted { left, places, budgets, .. } = counted;
+        if left.is_empty() && places.is_none() && budgets.is_empty() {
             return None;
         }
         let mut text = Vec::with_capacity(96);
@@ -42,6 +44,11 @@ impl Told {
         if let Some(places) = places {
             let comma = if text.is_empty() { "" } else { ", " };
             let _ = write!(text, "{comma}\"{}\";r={places}", terms.in_flight_name());
+        }
+        for (budget, Remaining { left, reset }) in terms.budgets.iter().zip(budgets) {
+            let comma = if text.is_empty() { "" } else { ", " };
+            let (left, seconds) = (left.max(&0), seconds(*reset));
+            let _ = write!(text, "{comma}\"{}\";r={left};t={seconds}", budget.name);
         }
         let least = left.iter().min_by_key(|left| (left.remaining, std::cmp::Reverse(left.reset))).copied();
         // names and numbers only

@@ -1,4 +1,4 @@
-//! Limits of each key: any number of rates with their bursts, and requests in flight.
+//! Limits of each key: any number of rates with their bursts, requests in flight, and budgets of what turns cost.
 //!
 //! A request passes if every window of its plan has room for it, and then all of them count it; if one refuses, none
 //! does. A request is in flight until its response's last byte, so a stream counts for as long as it lasts. Requests that
@@ -7,6 +7,8 @@
 
 mod account;
 mod agents;
+mod bill;
+mod budget;
 mod fields;
 mod rate;
 mod seat;
@@ -19,6 +21,7 @@ mod tests;
 
 use std::time::Duration;
 
+pub use bill::Bill;
 pub use seat::Seat;
 pub use step::Within;
 pub use table::Limits;
@@ -33,6 +36,8 @@ pub struct Plan {
     pub rates: Vec<Rate>,
     /// Requests in flight at once; a stream counts until its last byte.
     pub in_flight: Option<u32>,
+    /// Each measure with each period once.
+    pub budgets: Vec<Budget>,
 }
 
 /// Who counts as one.
@@ -62,4 +67,21 @@ pub struct Rate {
     pub requests: u32,
     pub per: Duration,
     pub burst: u32,
+}
+
+/// What turns may cost in each period; a period of a day begins at midnight UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    pub what: Measure,
+    pub most: u64,
+    pub per: Duration,
+}
+
+/// What of a turn is counted, by Letta's own report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Measure {
+    Tokens,
+    Steps,
+    /// Messages that Letta has taken.
+    Turns,
 }

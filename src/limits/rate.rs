@@ -8,7 +8,7 @@
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use governor::clock::Clock;
@@ -19,7 +19,7 @@ use governor::{Quota as GovernorQuota, RateLimiter};
 use tokio::time::Instant;
 
 use super::Rate;
-use crate::store::Pace;
+use crate::store::{Known, Pace};
 
 /// Longest time the limiter's arithmetic (nanoseconds in 64 bits) is trusted with: about 146 years.
 const LONGEST: u64 = u64::MAX / 4;
@@ -118,7 +118,41 @@ impl RateLimit {
 
     /// Makes the cell know what was told of it at `then`: that in `ahead` nothing of it would be spent any more.
     pub(super) fn learn(&self, cell: &Cell, then: Duration, ahead: Duration) {
-        cell.set(then.saturating_add(ahead));
+        let whole = nanoseconds(then.saturating_add(ahead));
+        cell.0.whole.store(whole, Ordering::Relaxed);
+        cell.0.shared.store(whole, Ordering::Relaxed);
+    }
+
+    /// What is to be told of the cell at `now`: what was last learned, and the requests since that nobody was told of. They
+    /// count as told; [`owe`](Self::owe) says that they were not.
+    pub(super) fn tell(&self, cell: &Cell, now: Duration) -> Known {
+        let shared = Duration::from_nanos(cell.0.shared.load(Ordering::Relaxed));
+        Known { ahead: shared.saturating_sub(now), untold: cell.0.untold.swap(0, Ordering::Relaxed) }
+    }
+
+    /// The shared store is to decide: if it was not told of all, what is known here is no ceiling.
+    pub(super) fn rejoin(&self, cell: &Cell) {
+        if cell.0.untold.load(Ordering::Relaxed) != 0 {
+            cell.0.whole.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Nobody but this gateway is to decide: of what was last learned, as much is spent as if every one of `sharers` had let
+    /// pass what this one did.
+    pub(super) fn part(&self, cell: &Cell, sharers: NonZeroU32) {
+        let untold = cell.0.untold.load(Ordering::Relaxed).saturating_mul(sharers.get());
+        let known = Duration::from_nanos(cell.0.shared.load(Ordering::Relaxed)).max(self.now());
+        if untold != 0 {
+            cell.0.whole.fetch_max(nanoseconds(known + self.quota.time_of(untold)), Ordering::Relaxed);
+        }
+    }
+
+    /// So many more requests are to be told.
+    pub(super) fn owe(&self, cell: &Cell, requests: u32) {
+        // what is more than the burst makes no difference
+        let most = self.burst();
+        let more = |untold: u32| Some(untold.saturating_add(requests).min(most));
+        let _ = cell.0.untold.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
     }
 
     /// What is left of a quota of which in `ahead` nothing is spent any more.
@@ -153,28 +187,34 @@ impl RateLimit {
 
     /// Nothing of it is spent, as if it were new.
     pub(super) fn is_whole(&self, cell: &Cell) -> bool {
-        cell.0.load(Ordering::Relaxed) <= self.limiter.clock().now().as_u64()
+        cell.0.whole.load(Ordering::Relaxed) <= self.limiter.clock().now().as_u64()
     }
 }
 
-/// When one's quota is whole again by its limiter's clock, in nanoseconds; 0: nothing was ever spent.
+/// What a limiter knows of one.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Cell(Arc<AtomicU64>);
+pub(super) struct Cell(Arc<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// When its quota is whole again by the limiter's clock, in nanoseconds; 0: nothing was ever spent.
+    whole: AtomicU64,
+    /// The same, as it was last learned from the shared store.
+    shared: AtomicU64,
+    /// Requests that the shared store was not told of.
+    untold: AtomicU32,
+}
 
 impl Cell {
     fn add(&self, time: Duration) {
         if !time.is_zero() {
-            self.0.fetch_add(nanoseconds(time), Ordering::Relaxed);
+            self.0.whole.fetch_add(nanoseconds(time), Ordering::Relaxed);
         }
     }
 
     fn sub(&self, time: Duration) {
         let less = |whole: u64| Some(whole.saturating_sub(nanoseconds(time)));
-        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
-    }
-
-    fn set(&self, whole: Duration) {
-        self.0.store(nanoseconds(whole), Ordering::Relaxed);
+        let _ = self.0.whole.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
 }
 
@@ -204,10 +244,10 @@ impl StateStore for InCell {
     where
         F: Fn(Option<Nanos>) -> Result<(T, Nanos), E>,
     {
-        let mut now = cell.0.load(Ordering::Relaxed);
+        let mut now = cell.0.whole.load(Ordering::Relaxed);
         loop {
             let (told, next) = decide((now != 0).then(|| Nanos::from(now)))?;
-            match cell.0.compare_exchange_weak(now, next.as_u64(), Ordering::Relaxed, Ordering::Relaxed) {
+            match cell.0.whole.compare_exchange_weak(now, next.as_u64(), Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return Ok(told),
                 Err(changed) => now = changed,
             }

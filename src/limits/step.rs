@@ -1,6 +1,7 @@
 //! The limits step: admits, tells how much is left, and holds the place in flight until the response has ended.
 
 use super::Limits;
+use super::account::Asking;
 use super::seat::Seat;
 use crate::auth::{Admitted, Parts};
 use crate::body::{Request, Response};
@@ -36,12 +37,24 @@ impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
             return Ok(response.map(|body| body.holding(permit)));
         };
         let is_send = parts.route.sends.is_some();
-        // a repeat needs no place of its own: its turn has one
-        let may_repeat = is_send && Repeat::of(parts.request.headers()).is_said();
+        let asking = Asking {
+            // a repeat needs no place of its own: its turn has one
+            may_repeat: is_send && Repeat::of(parts.request.headers()).is_said(),
+            starts_turn: parts.route.starts_turns(),
+        };
         let agent = parts.subject.as_deref().filter(|_| parts.route.subject == Subject::Agent);
-        let (seat, told) = self.admit(&key.id, agent, may_repeat).await?;
-        let (seat, permit) = if is_send { (Some(seat), None) } else { (None, Some(seat.take()?)) };
+        let (mut seat, told) = self.admit(&key.id, agent, asking).await?;
+        let (seat, permit, bill) = if is_send {
+            (Some(seat), None, None)
+        } else {
+            // what such a turn costs is not told to whoever starts it
+            let bill = seat.bill();
+            (None, Some(seat.take()?), bill)
+        };
         let mut response = next.handle(Within { parts, seat }, record).await?;
+        if let Some(bill) = bill.filter(|_| response.status().is_success()) {
+            bill.charge(None);
+        }
         if let Some(told) = told {
             told.tell(response.headers_mut());
         }

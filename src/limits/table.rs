@@ -6,11 +6,12 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::account::{ALONE, Account, Counted};
+use super::account::{ALONE, Account, Asking, Counted};
 use super::agents::Agents;
+use super::bill::Bill;
 use super::fields::Told;
 use super::rate::RateLimit;
-use super::seat::{Full, Seat};
+use super::seat::{Seat, Whose};
 use super::shared::{NotCounted, Shared};
 use super::terms::Terms;
 use super::{Mode, Plan, Rate, Scope};
@@ -105,32 +106,31 @@ impl Limits {
     }
 
     /// Counts one request of the key's, which is for `agent` if it names one: its place in flight, and what is told of
-    /// what is left. `may_repeat`: it may turn out to need no place, and goes on without one if there is none.
+    /// what is left.
     pub(super) async fn admit(
         &self,
         key: &str,
         agent: Option<&str>,
-        may_repeat: bool,
+        asking: Asking,
     ) -> Result<(Seat, Option<Told>), Error> {
         let allowance = self.table.allowances.get(key).ok_or_else(|| Error::Internal("a key without a plan".into()))?;
         let account = self.table.account(allowance, agent);
         let terms = &allowance.terms;
         let counted = match &self.shared {
-            None => account.count(terms, may_repeat, ALONE).map_err(NotCounted::Refused),
-            Some(shared) => Box::pin(shared.count(&account, terms, may_repeat)).await,
+            None => account.count(terms, asking, ALONE).map_err(NotCounted::Refused),
+            Some(shared) => Box::pin(shared.count(&account, terms, asking)).await,
         };
         let counted = counted.or_else(|why| allowance.not_counted(&account, why))?;
-        let told = Told::new(terms, &counted.left, counted.places);
+        let told = Told::new(terms, &counted);
         allowance.metrics.admitted.inc();
-        let seat = match counted.place {
-            Some(place) => Seat::taken(allowance.seated(&account, place)),
-            None => Seat::full(Full {
-                terms: Arc::clone(terms),
-                in_flight: Arc::clone(&account.in_flight),
-                metrics: Arc::clone(&allowance.metrics),
-            }),
-        };
-        Ok((seat, told))
+        let Counted { place, spent, budgets, .. } = counted;
+        for (budget, remaining) in terms.budgets.iter().zip(&budgets) {
+            allowance.metrics.budget_remaining(&budget.name, remaining.left);
+        }
+        let place = place.map(|place| allowance.seated(&account, place));
+        let of = Whose { terms: Arc::clone(terms), account, metrics: Arc::clone(&allowance.metrics) };
+        let bill = if asking.starts_turn { Bill::new(&of, self.shared.as_ref()) } else { None };
+        Ok((Seat::new(place, spent, bill, of), told))
     }
 
     /// Lets one more request without a key be in flight.
@@ -211,7 +211,10 @@ impl Allowance {
             Mode::Enforce => (Decision::Refused, Err(error)),
             Mode::Shadow => {
                 let place = Some(account.in_flight.add());
-                (Decision::Shadowed, Ok(Counted { place, left: Vec::new(), places: None }))
+                (
+                    Decision::Shadowed,
+                    Ok(Counted { place, left: Vec::new(), places: None, budgets: Vec::new(), spent: None }),
+                )
             }
         };
         if let Some(window) = window {
@@ -234,7 +237,7 @@ fn account(
     in_flight: impl FnOnce() -> Arc<Counter>,
 ) -> Account {
     let counter = known.map_or_else(in_flight, |(known, _)| Arc::clone(&known.in_flight));
-    Account::new(id, terms, counter, |window| known.and_then(|(known, its_terms)| known.cell(its_terms, window)))
+    Account::new(id, terms, counter, known)
 }
 
 /// What an account is called in the shared store, by all gateways alike.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use http::HeaderValue;
 
+use super::budget::Remaining;
 use super::rate::{RateLimit, Spent};
-use super::{Mode, Plan, Rate, Scope};
+use super::{Budget, Measure, Mode, Plan, Rate, Scope};
 use crate::error::{Refusal, Window};
 use crate::store::Pace;
 
@@ -25,8 +26,32 @@ pub(super) struct Terms {
     /// Requests in flight at most.
     pub in_flight: Option<u32>,
     in_flight_name: Arc<str>,
+    pub budgets: Box<[BudgetWindow]>,
     /// All windows, as `RateLimit-Policy` tells them.
     pub policy: HeaderValue,
+}
+
+/// One budget of a plan.
+pub(super) struct BudgetWindow {
+    pub name: Arc<str>,
+    pub what: Measure,
+    pub most: u64,
+    pub per: Duration,
+}
+
+impl BudgetWindow {
+    fn new(budget: &Budget) -> Self {
+        let Budget { what, most, per } = *budget;
+        Self { name: format!("{}_{}", unit(what), in_units(per)).into(), what, most, per }
+    }
+}
+
+fn unit(what: Measure) -> &'static str {
+    match what {
+        Measure::Tokens => "tokens",
+        Measure::Steps => "steps",
+        Measure::Turns => "turns",
+    }
 }
 
 /// One rate of a plan.
@@ -40,14 +65,16 @@ impl Terms {
     pub(super) fn new(plan: &Plan, mut limit: impl FnMut(Rate) -> Arc<RateLimit>) -> Self {
         let window = |rate: &Rate| RateWindow { name: rate_name(rate.per).into(), limit: limit(*rate) };
         let rates: Box<[RateWindow]> = plan.rates.iter().map(window).collect();
+        let budgets: Box<[BudgetWindow]> = plan.budgets.iter().map(BudgetWindow::new).collect();
         Self {
             scope: plan.scope,
             mode: plan.mode,
-            policy: policy(&rates, plan.in_flight),
+            policy: policy(&rates, plan.in_flight, &budgets),
             paces: rates.iter().map(|window| window.limit.pace()).collect(),
             rates,
             in_flight: plan.in_flight,
             in_flight_name: IN_FLIGHT.into(),
+            budgets,
         }
     }
 
@@ -65,6 +92,20 @@ impl Terms {
             reset: IN_FLIGHT_WAIT,
             policy: self.policy.clone(),
         })
+    }
+
+    /// The refusal by the budget that is spent for the longest; `remaining`: of each budget, or none of them.
+    pub(super) fn first_spent(&self, remaining: &[Remaining]) -> Option<Box<Refusal>> {
+        let spent = self.budgets.iter().zip(remaining).rev().filter(|(_, remaining)| remaining.left <= 0);
+        let (budget, Remaining { reset, .. }) = spent.max_by_key(|(_, remaining)| remaining.reset)?;
+        Some(self.spent(budget, *reset))
+    }
+
+    /// Nothing of `budget` is left until `reset`.
+    fn spent(&self, budget: &BudgetWindow, reset: Duration) -> Box<Refusal> {
+        let (name, policy) = (Arc::clone(&budget.name), self.policy.clone());
+        let window = Window::Budget;
+        Box::new(Refusal { window, name, retry_after: reset, limit: budget.most, remaining: 0, reset, policy })
     }
 
     pub(super) fn too_fast(&self, window: &RateWindow, spent: Spent) -> Box<Refusal> {
@@ -94,7 +135,7 @@ fn in_units(period: Duration) -> String {
 
 /// `RateLimit-Policy` (draft-ietf-httpapi-ratelimit-headers-10): of each window its quota, and the seconds in which a
 /// quota that is spent is whole again.
-fn policy(rates: &[RateWindow], in_flight: Option<u32>) -> HeaderValue {
+fn policy(rates: &[RateWindow], in_flight: Option<u32>, budgets: &[BudgetWindow]) -> HeaderValue {
     let mut text = String::new();
     for RateWindow { name, limit } in rates {
         let (burst, seconds) = (limit.burst(), limit.whole_after().as_secs_f64().ceil());
@@ -102,6 +143,10 @@ fn policy(rates: &[RateWindow], in_flight: Option<u32>) -> HeaderValue {
     }
     if let Some(most) = in_flight {
         let _ = write!(text, "{}\"{IN_FLIGHT}\";q={most};qu=\"concurrent-requests\"", separator(&text));
+    }
+    for BudgetWindow { name, what, most, per } in budgets {
+        let (unit, seconds) = (unit(*what), per.as_secs());
+        let _ = write!(text, "{}\"{name}\";q={most};qu=\"{unit}\";w={seconds}", separator(&text));
     }
     // names and numbers only
     HeaderValue::try_from(text).unwrap_or(HeaderValue::from_static(""))

@@ -24,7 +24,7 @@ use self::redis::Redis;
 pub use self::redis::limits::SharedLimits;
 pub use self::redis::turns::SharedTurns;
 pub use entry::Entry;
-pub use limits::{Ask, Lease, LimitTiming, Pace, Spender, Tally, Verdict};
+pub use limits::{Ask, Charged, Known, Lease, Ledger, LimitTiming, Pace, Spender, Tally, Verdict};
 pub use turns::{
     Abandoned, Appended, Claim, Cursor, Found, Index, LONGEST_NOTE, LanePlace, MOST_FOUND, Piece, Read, Timing, TurnId,
 };

@@ -25,6 +25,7 @@ use crate::auth::key::Key;
 use crate::body::{Body, Permit, RequestBody, Response};
 use crate::error::{Error, Fate};
 use crate::letta::routes::Route;
+use crate::limits::Bill;
 use crate::listen::Peer;
 use crate::step::Handle;
 use crate::telemetry::Record;
@@ -67,6 +68,8 @@ pub(super) struct Engine<B> {
     pub message: Message,
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
+    /// The key's budgets, until the turn is charged to them.
+    pub bill: Option<Bill>,
     pub record: Record,
 }
 
@@ -89,7 +92,13 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             Err(error) => return unfinished.never_sent(error),
         };
         match self.work().await {
-            Ok(Worked::Over(outcome)) => unfinished.over(outcome, Ended::Whole),
+            Ok(Worked::Over(outcome)) => {
+                if outcome == Outcome::Refused {
+                    self.bill = None;
+                }
+                self.charge();
+                unfinished.over(outcome, Ended::Whole);
+            }
             Ok(Worked::Lost { error, as_event }) => {
                 let (lost, run) = self.what_became(error).await;
                 let ended = if as_event {
@@ -103,9 +112,32 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 self.permit = None;
                 self.outlast(run).await;
             }
-            Err(error) => unfinished.never_sent(error),
+            Err(error) => {
+                self.bill = None;
+                unfinished.never_sent(error);
+            }
         }
-        drop(lane);
+        drop((lane, self.permit.take()));
+        self.settle().await;
+    }
+
+    /// Charges the turn if it is known what it cost.
+    fn charge(&mut self) {
+        let usage = self.turn.facts.now().usage;
+        if let Some(bill) = self.bill.take_if(|bill| usage.is_some() || !bill.wants_usage()) {
+            bill.charge(usage.as_ref());
+        }
+    }
+
+    /// Charges a turn whose answer did not tell what it cost with what Letta says when it is asked.
+    async fn settle(&mut self) {
+        self.charge();
+        let Some(bill) = self.bill.take() else { return };
+        let usage = match self.turn.run() {
+            Some(run) => self.inquiry().usage(run, &self.record).await,
+            None => None,
+        };
+        bill.charge(usage.as_ref());
     }
 
     async fn enter_lane(&mut self) -> Result<Option<lane::Held>, Error> {

@@ -16,6 +16,7 @@ use super::marks::Target;
 use crate::auth::Parts;
 use crate::auth::key::Key;
 use crate::body::RequestBody;
+use crate::letta::reply::Usage;
 use crate::letta::routes;
 use crate::listen::Peer;
 use crate::step::Handle;
@@ -74,6 +75,27 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         };
         let body = self.ask(Method::GET, &format!("/v1/runs/?{of}&active=true&limit=10"), Bytes::new(), record).await?;
         serde_json::from_slice(&body).ok()
+    }
+
+    /// What the run `id` has cost so far.
+    pub(super) async fn usage(&self, id: &str, record: &Record) -> Option<Usage> {
+        /// Letta counts steps elsewhere.
+        #[derive(Deserialize)]
+        struct Tokens {
+            prompt_tokens: u64,
+            completion_tokens: u64,
+            total_tokens: u64,
+        }
+        #[derive(Deserialize)]
+        struct Metrics {
+            num_steps: Option<u64>,
+        }
+        let body = self.ask(Method::GET, &format!("/v1/runs/{id}/usage"), Bytes::new(), record).await?;
+        let Tokens { prompt_tokens, completion_tokens, total_tokens } = serde_json::from_slice(&body).ok()?;
+        let body = self.ask(Method::GET, &format!("/v1/runs/{id}/metrics"), Bytes::new(), record).await;
+        let metrics: Option<Metrics> = body.and_then(|body| serde_json::from_slice(&body).ok());
+        let step_count = metrics.and_then(|metrics| metrics.num_steps).unwrap_or(0);
+        Some(Usage { prompt_tokens, completion_tokens, total_tokens, step_count })
     }
 
     /// Cancels that very run. True if Letta took it.

@@ -103,7 +103,7 @@ impl Turns {
         &self,
         sends: Sends,
         mut parts: Parts,
-        seat: Option<Seat>,
+        mut seat: Option<Seat>,
         record: &mut Record,
         below: &Arc<B>,
     ) -> Result<Response, Error> {
@@ -133,6 +133,7 @@ impl Turns {
             drop((follower, seat));
             return self.repeat(&known, record).await;
         }
+        let bill = seat.as_mut().and_then(Seat::bill);
         let permit = match seat.map(Seat::take).transpose() {
             Ok(permit) => permit,
             Err(error) => {
@@ -149,6 +150,7 @@ impl Turns {
             below: Arc::clone(below),
             message,
             permit,
+            bill,
             record: record.apart(),
         };
         record.turn = Some((Part::Started, turn.facts.clone()));
@@ -287,12 +289,16 @@ fn tell_part(part: Part, headers: &mut HeaderMap) {
 /// A send that can be no turn goes on as it is; its place in flight is its own.
 async fn pass<B: Handle<Dispatch>>(
     parts: Parts,
-    seat: Option<Seat>,
+    mut seat: Option<Seat>,
     record: &mut Record,
     below: &Arc<B>,
 ) -> Result<Response, Error> {
+    let bill = seat.as_mut().and_then(Seat::bill);
     let permit = seat.map(Seat::take).transpose()?;
     let response = below.handle(Dispatch { parts }, record).await?;
+    if let Some(bill) = bill.filter(|_| response.status().is_success()) {
+        bill.charge(None);
+    }
     Ok(match permit {
         Some(permit) => response.map(|body| body.holding(permit)),
         None => response,

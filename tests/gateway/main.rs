@@ -21,6 +21,7 @@ mod redis_server;
 mod auth;
 mod balance;
 mod bodies;
+mod budgets;
 mod cache;
 mod cors;
 mod faults;

@@ -184,6 +184,37 @@ async fn without_redis_each_gateway_gives_its_share_of_what_is_left() {
         }
     };
     tokio::time::timeout(crate::support::PATIENCE, shared).await.expect("Redis is asked again");
+    // it is empty, and still nobody gets more than there was
+    hammer(&proxies, 20, &[429]).await;
+    assert!((194..=203).contains(&a.count()), "{}", a.count());
+}
+
+#[tokio::test]
+async fn a_redis_that_is_paused_and_woken_is_told_what_passed_without_it() {
+    let server = RedisServer::start();
+    let a = Replica::start(|_| json("{}")).await;
+    let limits = "rate: { requests: 1, per: 1h, burst: 200 }";
+    let proxies = fleet(&a, &yaml(&server, limits, "timeout: 500ms", "on_error: local")).await;
+    for request in 0..80 {
+        assert_eq!(proxies[request % GATEWAYS].get(&agent()).await.status, 200);
+    }
+    server.hang();
+    // one of the four is asked alone, and gives its own share
+    let admitted = hammer(&proxies[..1], 10, &[429]).await;
+    assert!((28..=33).contains(&admitted), "{admitted}");
+    server.wake();
+    for proxy in &proxies {
+        proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+    }
+    let all = async {
+        // those that were under way when it hung were counted when it woke
+        while a.count() < 160 {
+            hammer(&proxies, 4, &[429]).await;
+        }
+    };
+    tokio::time::timeout(crate::support::PATIENCE, all).await.expect("the others' shares are given, too");
+    hammer(&proxies, 20, &[429]).await;
+    assert!(a.count() <= 203, "{}", a.count());
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ mod turns;
 mod upstream;
 
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
-pub(super) use plan::{Mode, Plan, PlanScope, Rate, Rates};
+pub(super) use plan::{Budget, Mode, Plan, PlanScope, Rate, Rates};
 pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, Turns};
 pub(super) use upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
 

@@ -25,11 +25,20 @@ pub(in crate::config) struct Plan {
     /// Requests at once; a stream counts until its last byte.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub in_flight: Option<u32>,
+    /// What turns may cost in a period, by Letta's own count; a turn may start while anything is left.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<Budget>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { scope: PlanScope::Key, mode: Mode::Enforce, rate: Rates(Vec::new()), in_flight: None }
+        Self {
+            scope: PlanScope::Key,
+            mode: Mode::Enforce,
+            rate: Rates(Vec::new()),
+            in_flight: None,
+            budgets: Vec::new(),
+        }
     }
 }
 
@@ -72,6 +81,29 @@ pub(in crate::config) struct Rate {
 impl Default for Rate {
     fn default() -> Self {
         Self { requests: None, per: DurationText::secs(60), burst: None }
+    }
+}
+
+/// What turns may cost in a period; what is left out does not limit.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(in crate::config) struct Budget {
+    /// Prompt and completion tokens together.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<u64>,
+    /// Steps: calls of the model.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub steps: Option<u64>,
+    /// Messages that Letta has taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub turns: Option<u64>,
+    /// In how long; periods of a day begin at midnight UTC.
+    pub per: DurationText,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self { tokens: None, steps: None, turns: None, per: DurationText::secs(24 * 3600) }
     }
 }
 

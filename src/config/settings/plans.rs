@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use super::{Check, DAY};
 use crate::config::raw;
-use crate::limits::{self, Mode, Scope};
+use crate::limits::{self, Measure, Mode, Scope};
 
 /// Rates of one plan at most: each is asked at every request.
 const MOST_RATES: usize = 8;
+/// The same for budgets.
+const MOST_BUDGETS: usize = 8;
+/// A budget at most: a number that every clock, script and gauge takes as it is.
+const MOST_SPENT: u64 = 1_000_000_000_000_000;
 
 impl Check {
     pub(super) fn plans(&mut self, plans: BTreeMap<String, raw::Plan>) -> Vec<limits::Plan> {
@@ -17,7 +21,7 @@ impl Check {
 
     fn plan(&mut self, name: String, plan: raw::Plan) -> limits::Plan {
         let path = format!("plans.{name}");
-        let raw::Plan { scope, mode, rate, in_flight } = plan;
+        let raw::Plan { scope, mode, rate, in_flight, budgets } = plan;
         let scope = match scope {
             raw::PlanScope::Key => Scope::Key,
             raw::PlanScope::Agent => Scope::Agent,
@@ -29,7 +33,45 @@ impl Check {
         };
         let rates = self.rates(&format!("{path}.rate"), rate);
         let in_flight = in_flight.map(|most| self.count(&format!("{path}.in_flight"), most, 1..=1_000_000));
-        limits::Plan { name, scope, mode, rates, in_flight }
+        let budgets = self.budgets(&format!("{path}.budgets"), budgets);
+        limits::Plan { name, scope, mode, rates, in_flight, budgets }
+    }
+
+    fn budgets(&mut self, path: &str, budgets: Vec<raw::Budget>) -> Vec<limits::Budget> {
+        let mut found: Vec<limits::Budget> = Vec::new();
+        for (index, budget) in budgets.into_iter().enumerate() {
+            let path = format!("{path}[{index}]");
+            let raw::Budget { tokens, steps, turns, per } = budget;
+            let per = self.duration(&format!("{path}.per"), per, Duration::from_secs(1)..=31 * DAY);
+            let measures = [
+                ("tokens", tokens, Measure::Tokens),
+                ("steps", steps, Measure::Steps),
+                ("turns", turns, Measure::Turns),
+            ];
+            let mut is_empty = true;
+            for (field, most, what) in measures {
+                let Some(most) = most else { continue };
+                is_empty = false;
+                if !(1..=MOST_SPENT).contains(&most) {
+                    let text = format_args!("{most} is out of range; write 1 to {MOST_SPENT}");
+                    self.problem(&format!("{path}.{field}"), text);
+                }
+                if found.iter().any(|other| other.what == what && other.per == per) {
+                    self.problem(&format!("{path}.{field}"), "has a budget of the same period already; keep one");
+                }
+                found.push(limits::Budget { what, most, per });
+            }
+            if is_empty {
+                self.problem(&path, "limits nothing; write tokens, steps or turns");
+            }
+        }
+        if found.len() > MOST_BUDGETS {
+            self.problem(
+                path,
+                format_args!("has {} budgets; {MOST_BUDGETS} are the most a plan may have", found.len()),
+            );
+        }
+        found
     }
 
     fn rates(&mut self, path: &str, raw::Rates(rates): raw::Rates) -> Vec<limits::Rate> {

@@ -1,3 +1,4 @@
+mod budgets;
 mod scopes;
 mod windows;
 
@@ -6,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use bytes::Bytes;
 use tokio::time::advance;
 
-use super::account::ALONE;
+use super::account::{ALONE, Asking};
 use super::fields::Told;
 use super::rate::{Cell, Left, Quota, RateLimit};
 use super::*;
@@ -16,6 +17,7 @@ use crate::error::{Error, Refusal, Window};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::Decision;
 
+const READ: Asking = Asking { may_repeat: false, starts_turn: false };
 const PLENTY: Rate = Rate { requests: 60, per: Duration::from_secs(60), burst: 20 };
 /// One request, and none back for a day.
 const ONE: Rate = Rate { requests: 1, per: Duration::from_hours(24), burst: 1 };
@@ -42,7 +44,7 @@ fn now<T>(future: impl Future<Output = T>) -> T {
 }
 
 fn admit(limits: &Limits, key: &str, may_repeat: bool) -> Result<(Seat, Option<Told>), Error> {
-    now(limits.admit(key, None, may_repeat))
+    now(limits.admit(key, None, Asking { may_repeat, starts_turn: false }))
 }
 
 fn refusal(limits: &Limits, key: &str) -> Box<Refusal> {

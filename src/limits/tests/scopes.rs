@@ -5,7 +5,7 @@ fn scoped(scope: Scope, rate: Rate, in_flight: impl Into<Option<u32>>) -> Plan {
 }
 
 fn ask(limits: &Limits, key: &str, agent: Option<&str>) -> bool {
-    now(limits.admit(key, agent, false)).is_ok()
+    now(limits.admit(key, agent, READ)).is_ok()
 }
 
 #[test]
@@ -27,7 +27,7 @@ fn keys_of_a_plan_that_counts_as_one_share_what_it_gives() {
 fn a_key_has_what_its_plan_gives_at_every_agent() {
     let metrics = Metrics::new();
     let limits = limits(scoped(Scope::Agent, ONE, 1), &metrics);
-    let held = now(limits.admit("a", Some("agent-1"), false)).unwrap();
+    let held = now(limits.admit("a", Some("agent-1"), READ)).unwrap();
     assert!(!ask(&limits, "a", Some("agent-1")));
     assert!(ask(&limits, "a", Some("agent-2")) && ask(&limits, "b", Some("agent-1")));
     // those that name none are one
@@ -68,7 +68,7 @@ async fn names_that_a_client_makes_up_take_no_memory_without_end() {
 fn a_reload_keeps_what_was_spent_by_a_plan_and_at_an_agent() {
     for (scope, agent) in [(Scope::Plan, None), (Scope::Agent, Some("agent-1"))] {
         let before = limits(scoped(scope, ONE, 2), &Metrics::new());
-        let held = now(before.admit("a", agent, false)).unwrap();
+        let held = now(before.admit("a", agent, READ)).unwrap();
         let keys = [key("a", "p"), key("b", "p")];
         let after = Limits::new(&[scoped(scope, ONE, 2)], &keys, &Metrics::new(), Some(&before));
         assert!(!ask(&after, "a", agent));

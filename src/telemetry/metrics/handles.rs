@@ -2,7 +2,7 @@
 
 use std::sync::Mutex;
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::families::Families;
 use super::lock;
@@ -58,6 +58,9 @@ pub struct KeyMetrics {
     decisions: IntCounterVec,
     /// What windows decided, made when they first did; they are the configuration's.
     decided: Mutex<Vec<Decided>>,
+    remaining: IntGaugeVec,
+    /// The same for budgets.
+    budgets: Mutex<Vec<(Box<str>, IntGauge)>>,
 }
 
 struct Decided {
@@ -96,6 +99,8 @@ impl KeyMetrics {
             admitted: families.limit_decisions.with_label_values(&[id, window, outcome]),
             decisions: families.limit_decisions.clone(),
             decided: Mutex::default(),
+            remaining: families.budget_remaining.clone(),
+            budgets: Mutex::default(),
         }
     }
 
@@ -108,9 +113,23 @@ impl KeyMetrics {
         }
         let [window, outcome] = ADMITTED;
         let _ = families.limit_decisions.remove_label_values(&[id, window, outcome]);
+        for (budget, _) in lock(&self.budgets).drain(..) {
+            let _ = families.budget_remaining.remove_label_values(&[id, &budget]);
+        }
         for Decided { window, what, .. } in lock(&self.decided).drain(..) {
             let _ = families.limit_decisions.remove_label_values(&[id, &window, what.as_str()]);
         }
+    }
+
+    /// What is left of `budget`, one of the plan's.
+    pub fn budget_remaining(&self, budget: &str, left: i64) {
+        let mut budgets = lock(&self.budgets);
+        if let Some((_, gauge)) = budgets.iter().find(|(known, _)| &**known == budget) {
+            return gauge.set(left);
+        }
+        let gauge = self.remaining.with_label_values(&[&*self.id, budget]);
+        gauge.set(left);
+        budgets.push((budget.into(), gauge));
     }
 
     pub fn requests(&self, status: u16) -> Option<&IntCounter> {

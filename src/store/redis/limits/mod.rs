@@ -5,7 +5,7 @@
 //! none for a connection; a call that was given up may have been counted.
 //!
 //! A place in flight is a lease that ends by itself unless it is renewed. If Redis has lost its data, places are told
-//! anew as soon as there is a connection; what was spent of rates is lost.
+//! anew as soon as there is a connection, and with each request what its gateway knows of rates and has charged to budgets.
 
 mod leases;
 #[cfg(test)]
@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::link::{Link, Probe, keep};
-use crate::store::{Ask, LimitTiming, RedisSettings, Spender, StoreError, Tally, Verdict};
+use crate::store::{Ask, Charged, Known, Ledger, LimitTiming, RedisSettings, Spender, StoreError, Tally, Verdict};
 use crate::telemetry::Metrics;
 pub use leases::Lease;
 use leases::Leases;
@@ -34,7 +34,10 @@ const AT_ONCE: usize = 64;
 /// Time budget of what no request waits for.
 const UPKEEP_BUDGET: Duration = Duration::from_secs(1);
 
-static COUNT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("count.lua")));
+static COUNT: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("budget.lua"), include_str!("count.lua"))));
+static CHARGE: LazyLock<Script> =
+    LazyLock::new(|| Script::new(concat!(include_str!("budget.lua"), include_str!("charge.lua"))));
 static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
 static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua")));
 
@@ -94,6 +97,12 @@ impl SharedLimits {
     pub async fn count(&self, ask: Ask<'_>) -> Result<Tally, StoreError> {
         self.inner.count(ask).await
     }
+
+    /// Says what this gateway has charged to budgets, and learns what all have. It can be said any number of times: what
+    /// is said are totals, and [`count`](Self::count) says them, too.
+    pub async fn charge(&self, spender: Spender, budgets: &[Ledger]) -> Result<Vec<Charged>, StoreError> {
+        self.inner.charge(spender, budgets).await
+    }
 }
 
 impl Drop for SharedLimits {
@@ -114,31 +123,55 @@ impl Inner {
             self.metrics.redis_error("refused");
             return Err(StoreError::Busy);
         };
-        let Ask { spender, paces, most, may_stand } = ask;
+        let Ask { spender, paces, known, most, budgets, may_stand } = ask;
         let lease = self.leases.ask(spender);
         let ended = self.leases.ended_of(&spender);
         let mut call = COUNT.key(self.key(&spender, "rates"));
         call.key(self.key(&spender, "places"));
+        for ledger in budgets {
+            call.key(self.budget_key(&spender, ledger));
+        }
         call.arg(&lease.name()[..])
             .arg(milliseconds(self.timing.lease))
             .arg(most.map_or(-1, i64::from))
             .arg(u8::from(may_stand));
-        call.arg(ended.len());
+        // what a reply says is older than it seems by as long as it took
+        let doubt = u64::try_from(2 * self.budget.as_micros()).unwrap_or(u64::MAX);
+        call.arg(&self.leases.gateway()[..]).arg(doubt).arg(ended.len());
         for number in &ended {
             call.arg(&self.leases.name(*number)[..]);
         }
-        for pace in paces {
+        for Ledger { per, period, own, most, .. } in budgets {
+            call.arg(milliseconds(*per)).arg(*period).arg(*own).arg(*most);
+        }
+        let known = known.iter().copied().chain(std::iter::repeat(Known::default()));
+        for (pace, Known { ahead, untold }) in paces.iter().zip(known) {
             let period = pace.period.as_nanos() as f64 / 1000.0;
             let tolerance = period * f64::from(pace.burst.saturating_sub(1));
             call.arg(&*pace.name).arg(format!("{period:.3}")).arg(format!("{tolerance:.3}"));
+            call.arg(u64::try_from(ahead.as_micros()).unwrap_or(u64::MAX)).arg(untold);
         }
-        let asked = Asked { lease: Some(lease), counts_places: most.is_some() };
+        let asked = Asked { lease: Some(lease), counts_places: most.is_some(), budgets: budgets.len() };
         let reply = self.link.invoke(&call, self.budget).await?;
         self.leases.told(&spender, &ended);
         read(reply, asked).ok_or_else(|| {
             self.metrics.redis_error("reply");
             StoreError::Reply
         })
+    }
+
+    async fn charge(&self, spender: Spender, budgets: &[Ledger]) -> Result<Vec<Charged>, StoreError> {
+        let Ok(_permit) = self.calls.try_acquire() else {
+            self.metrics.redis_error("refused");
+            return Err(StoreError::Busy);
+        };
+        let mut call = CHARGE.arg(&self.leases.gateway()[..]);
+        for ledger in budgets {
+            let Ledger { per, period, own, .. } = ledger;
+            call.key(self.budget_key(&spender, ledger)).arg(milliseconds(*per)).arg(*period).arg(*own);
+        }
+        let Value::Array(values) = self.link.invoke(&call, UPKEEP_BUDGET).await? else { return Err(StoreError::Reply) };
+        charged(&mut values.into_iter().map(number), budgets.len()).ok_or(StoreError::Reply)
     }
 
     /// Tells ends, renews, says that this gateway is alive; for ever.
@@ -216,6 +249,10 @@ impl Inner {
         }
     }
 
+    fn budget_key(&self, spender: &Spender, ledger: &Ledger) -> String {
+        self.key(spender, &format!("budget:{}", ledger.name))
+    }
+
     fn key(&self, spender: &Spender, what: &str) -> String {
         format!("{}limit:{{{}}}:{what}", self.prefix, hex::encode(spender))
     }
@@ -231,15 +268,14 @@ fn every(period: Duration) -> Interval {
 struct Asked {
     lease: Option<Lease>,
     counts_places: bool,
+    budgets: usize,
 }
 
 fn read(reply: Value, mut asked: Asked) -> Option<Tally> {
     let Value::Array(values) = reply else { return None };
-    let mut numbers = values.into_iter().map(|value| match value {
-        Value::Int(number) => u64::try_from(number).ok(),
-        _ => None,
-    });
+    let mut numbers = values.into_iter().map(number);
     let (verdict, in_flight) = (numbers.next()??, numbers.next()??);
+    let charged = charged(&mut numbers, asked.budgets)?;
     let ahead = numbers.map(|number| Some(Duration::from_micros(number?))).collect::<Option<_>>()?;
     let lease = asked.lease.take()?;
     let verdict = match verdict {
@@ -251,11 +287,27 @@ fn read(reply: Value, mut asked: Asked) -> Option<Tally> {
                 1 => Verdict::Standing,
                 2 => Verdict::Full,
                 3 => Verdict::TooFast,
+                4 => Verdict::Spent,
                 _ => return None,
             }
         }
     };
-    Some(Tally { verdict, ahead, in_flight: u32::try_from(in_flight).ok()? })
+    Some(Tally { verdict, ahead, charged, in_flight: u32::try_from(in_flight).ok()? })
+}
+
+fn number(value: Value) -> Option<u64> {
+    match value {
+        Value::Int(number) => u64::try_from(number).ok(),
+        _ => None,
+    }
+}
+
+fn charged(numbers: &mut impl Iterator<Item = Option<u64>>, count: usize) -> Option<Vec<Charged>> {
+    let mut charged = Vec::with_capacity(count);
+    for _ in 0..count {
+        charged.push(Charged { period: numbers.next()??, total: numbers.next()?? });
+    }
+    Some(charged)
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -36,7 +36,7 @@ fn pace(name: &str, period: Duration, burst: u32) -> Pace {
 }
 
 fn ask(spender: u8, paces: &[Pace], most: Option<u32>) -> Ask<'_> {
-    Ask { spender: [spender; 16], paces, most, may_stand: false }
+    Ask { spender: [spender; 16], paces, known: &[], most, budgets: &[], may_stand: false }
 }
 
 fn is_counted(tally: &Tally) -> bool {
@@ -250,4 +250,76 @@ async fn keys_of_one_spender_are_in_one_slot_and_none_stays_for_ever() {
     drop(held);
     eventually("nothing is left", async || look::<Vec<String>>(&server, &["KEYS", "test:limit:{*"]).await.is_empty())
         .await;
+}
+
+fn ledger(own: u64, most: u64) -> Ledger {
+    let per = Duration::from_hours(24 * 31);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let period = u64::try_from(now.as_millis() / per.as_millis()).unwrap();
+    Ledger { name: "tokens".into(), per, period, own, most }
+}
+
+#[tokio::test]
+async fn what_every_gateway_has_charged_is_known_to_all_however_often_it_is_told() {
+    let server = RedisServer::start();
+    let both = gateways(&server, 2).await;
+    let spender = [1; 16];
+    for _ in 0..3 {
+        let charged = both[0].charge(spender, &[ledger(70, 100)]).await.unwrap();
+        assert_eq!(charged, [Charged { period: ledger(0, 0).period, total: 70 }]);
+    }
+    let budgets = [ledger(20, 100)];
+    let tally = both[1].count(Ask { budgets: &budgets, ..ask(1, &[], Some(5)) }).await.unwrap();
+    assert!(is_counted(&tally), "90 of 100: something is left");
+    assert_eq!(tally.charged[0].total, 90);
+    let budgets = [ledger(30, 100)];
+    let spent = both[1].count(Ask { budgets: &budgets, ..ask(1, &[pace("rate", HOUR, 1)], Some(5)) }).await.unwrap();
+    assert!(matches!(spent.verdict, Verdict::Spent));
+    assert_eq!((spent.in_flight, spent.ahead[0]), (1, Duration::ZERO), "no window has counted it");
+    let standing = Ask { budgets: &budgets, may_stand: true, ..ask(1, &[], Some(5)) };
+    assert!(is_counted(&both[1].count(standing).await.unwrap()), "it may start no turn");
+    assert!(
+        look::<i64>(&server, &["PTTL", &format!("test:limit:{{{}}}:budget:tokens", hex::encode(spender))]).await > 0
+    );
+}
+
+#[tokio::test]
+async fn a_budget_is_new_in_every_period_and_what_belongs_to_another_one_is_not_charged() {
+    let server = RedisServer::start();
+    let limits = gateways(&server, 1).await.remove(0);
+    let before = Ledger { period: ledger(0, 0).period - 1, ..ledger(70, 100) };
+    assert_eq!(limits.charge([1; 16], &[before]).await.unwrap()[0].total, 0);
+    assert_eq!(limits.charge([1; 16], &[ledger(70, 100)]).await.unwrap()[0].total, 70);
+    // as if it were written a period ago
+    let key = format!("test:limit:{{{}}}:budget:tokens", hex::encode([1; 16]));
+    let _: u32 = look(&server, &["HSET", &key, "period", "7"]).await;
+    assert_eq!(limits.charge([1; 16], &[ledger(0, 100)]).await.unwrap()[0].total, 0);
+}
+
+#[tokio::test]
+async fn what_a_gateway_knows_is_taken_by_a_redis_that_knows_less_and_what_it_owes_is_counted_once() {
+    let server = RedisServer::start();
+    let (limits, _) = gateway(&server, PATIENT, Duration::from_secs(5)).await;
+    let paces = [pace("rate", HOUR, 10)];
+    let knows = |ahead, untold| [Known { ahead, untold }];
+    let known = knows(6 * HOUR, 0);
+    let tally = limits.count(Ask { known: &known, ..ask(1, &paces, None) }).await.unwrap();
+    assert!(is_counted(&tally) && tally.ahead[0] > 7 * HOUR - Duration::from_mins(1));
+    // it knows more now, and a doubt about how old the knowledge is makes no difference
+    for ahead in [Duration::ZERO, 6 * HOUR, 7 * HOUR + Duration::from_secs(9)] {
+        let known = knows(ahead, 0);
+        let full = limits.count(Ask { known: &known, ..ask(1, &paces, Some(0)) }).await.unwrap();
+        assert!(matches!(full.verdict, Verdict::Full));
+        assert!(full.ahead[0] <= 7 * HOUR);
+    }
+    // what is owed is counted also where the request itself is not
+    let known = knows(Duration::ZERO, 2);
+    let full = limits.count(Ask { known: &known, ..ask(1, &paces, Some(0)) }).await.unwrap();
+    assert!(full.ahead[0] > 8 * HOUR + Duration::from_mins(59));
+    assert!(is_counted(&limits.count(ask(1, &paces, None)).await.unwrap()), "the tenth");
+    assert!(matches!(limits.count(ask(1, &paces, None)).await.unwrap().verdict, Verdict::TooFast));
+    // and never makes one wait for longer than a quota that is spent
+    let known = knows(Duration::ZERO, 1000);
+    let spent = limits.count(Ask { known: &known, ..ask(2, &paces, None) }).await.unwrap();
+    assert!(matches!(spent.verdict, Verdict::TooFast) && spent.ahead[0] <= 10 * HOUR);
 }
