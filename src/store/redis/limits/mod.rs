@@ -8,29 +8,30 @@
 //! anew as soon as there is a connection, and with each request what its gateway knows of rates and has charged to budgets.
 
 mod leases;
+mod reply;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use ::redis::{Client, Cmd, Script, Value, cmd};
-use futures_util::future::join_all;
+use ::redis::{Client, Script, Value};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
+use tokio::time::Instant;
 
 use super::link::{Link, Probe, keep};
-use crate::store::{Ask, Charged, Known, Ledger, LimitTiming, RedisSettings, Spender, StoreError, Tally, Verdict};
+use crate::store::{Ask, Charged, Known, Ledger, LimitTiming, RedisSettings, Spender, StoreError, Tally};
 use crate::telemetry::Metrics;
 pub use leases::Lease;
 use leases::Leases;
+use reply::{Asked, charged, number, read};
+use upkeep::AT_ONCE;
 
 /// Calls that may wait for replies at once.
 const CALLS: usize = 4096;
-/// What is told of at once.
-const AT_ONCE: usize = 64;
 /// Time budget of what no request waits for.
 const UPKEEP_BUDGET: Duration = Duration::from_secs(1);
 
@@ -38,8 +39,6 @@ static COUNT: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("budget.lua"), include_str!("count.lua"))));
 static CHARGE: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("budget.lua"), include_str!("charge.lua"))));
-static RENEW: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("renew.lua")));
-static HEARTBEAT: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("heartbeat.lua")));
 
 /// What gateways share of limits.
 pub struct SharedLimits {
@@ -174,81 +173,6 @@ impl Inner {
         charged(&mut values.into_iter().map(number), budgets.len()).ok_or(StoreError::Reply)
     }
 
-    /// Tells ends, renews, says that this gateway is alive; for ever.
-    async fn upkeep(self: Arc<Self>) {
-        let mut beats = every(self.timing.alive / 5);
-        let mut renewals = every(self.timing.lease / 3);
-        let mut seen = None;
-        loop {
-            tokio::select! {
-                since = self.link.connected_after(seen) => {
-                    seen = Some(since);
-                    self.renew().await;
-                    self.heartbeat().await;
-                    self.tell_ended().await;
-                }
-                () = self.leases.ended.notified() => self.tell_ended().await,
-                _ = renewals.tick() => self.renew().await,
-                _ = beats.tick() => {
-                    self.heartbeat().await;
-                    self.tell_ended().await;
-                }
-            }
-        }
-    }
-
-    async fn tell_ended(&self) {
-        if !self.link.is_up() {
-            return;
-        }
-        for some in self.leases.all_ended().chunks(AT_ONCE) {
-            join_all(some.iter().map(|(spender, numbers)| self.tell_ended_of(spender, numbers))).await;
-        }
-    }
-
-    async fn tell_ended_of(&self, spender: &Spender, numbers: &[u64]) {
-        let mut command: Cmd = cmd("ZREM");
-        command.arg(self.key(spender, "places"));
-        for number in numbers {
-            command.arg(&self.leases.name(*number)[..]);
-        }
-        if self.link.run(&command, UPKEEP_BUDGET).await.is_ok() {
-            self.leases.told(spender, numbers);
-        }
-    }
-
-    async fn renew(&self) {
-        if !self.link.is_up() {
-            return;
-        }
-        for some in self.leases.all_live().chunks(AT_ONCE) {
-            join_all(some.iter().map(|(spender, numbers)| async move {
-                let mut call = RENEW.key(self.key(spender, "places"));
-                call.arg(milliseconds(self.timing.lease));
-                for number in numbers {
-                    call.arg(&self.leases.name(*number)[..]);
-                }
-                // what cannot be told now is told when there is a connection again
-                let _ = self.link.invoke(&call, UPKEEP_BUDGET).await;
-                self.leases.renewed(spender, numbers);
-            }))
-            .await;
-        }
-    }
-
-    async fn heartbeat(&self) {
-        if !self.link.is_up() {
-            return;
-        }
-        let mut call = HEARTBEAT.key(format!("{}limit:gateways", self.prefix));
-        call.arg(&self.leases.gateway()[..]).arg(milliseconds(self.timing.alive));
-        if let Ok(Value::Int(alive)) = self.link.invoke(&call, UPKEEP_BUDGET).await {
-            let alive = u32::try_from(alive).unwrap_or(u32::MAX).max(1);
-            self.gateways.store(alive, Ordering::Relaxed);
-            self.metrics.limit_gateways.set(alive.into());
-        }
-    }
-
     fn budget_key(&self, spender: &Spender, ledger: &Ledger) -> String {
         self.key(spender, &format!("budget:{}", ledger.name))
     }
@@ -256,58 +180,6 @@ impl Inner {
     fn key(&self, spender: &Spender, what: &str) -> String {
         format!("{}limit:{{{}}}:{what}", self.prefix, hex::encode(spender))
     }
-}
-
-fn every(period: Duration) -> Interval {
-    let mut ticks = interval(period.max(Duration::from_millis(1)));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks
-}
-
-/// What was asked for.
-struct Asked {
-    lease: Option<Lease>,
-    counts_places: bool,
-    budgets: usize,
-}
-
-fn read(reply: Value, mut asked: Asked) -> Option<Tally> {
-    let Value::Array(values) = reply else { return None };
-    let mut numbers = values.into_iter().map(number);
-    let (verdict, in_flight) = (numbers.next()??, numbers.next()??);
-    let charged = charged(&mut numbers, asked.budgets)?;
-    let ahead = numbers.map(|number| Some(Duration::from_micros(number?))).collect::<Option<_>>()?;
-    let lease = asked.lease.take()?;
-    let verdict = match verdict {
-        0 if asked.counts_places => Verdict::Counted(Some(lease.counted())),
-        other => {
-            lease.refused();
-            match other {
-                0 => Verdict::Counted(None),
-                1 => Verdict::Standing,
-                2 => Verdict::Full,
-                3 => Verdict::TooFast,
-                4 => Verdict::Spent,
-                _ => return None,
-            }
-        }
-    };
-    Some(Tally { verdict, ahead, charged, in_flight: u32::try_from(in_flight).ok()? })
-}
-
-fn number(value: Value) -> Option<u64> {
-    match value {
-        Value::Int(number) => u64::try_from(number).ok(),
-        _ => None,
-    }
-}
-
-fn charged(numbers: &mut impl Iterator<Item = Option<u64>>, count: usize) -> Option<Vec<Charged>> {
-    let mut charged = Vec::with_capacity(count);
-    for _ in 0..count {
-        charged.push(Charged { period: numbers.next()??, total: numbers.next()?? });
-    }
-    Some(charged)
 }
 
 fn milliseconds(time: Duration) -> u64 {

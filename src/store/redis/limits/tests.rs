@@ -1,10 +1,10 @@
 use std::collections::HashSet;
 
-use ::redis::FromRedisValue;
+use ::redis::{FromRedisValue, cmd};
 
 use super::*;
 use crate::store::tests::{eventually, server::RedisServer};
-use crate::store::{Pace, Settings, Store};
+use crate::store::{Pace, Settings, Store, Verdict};
 
 const HOUR: Duration = Duration::from_hours(1);
 /// So long that nothing lapses in a test that is not about it.
