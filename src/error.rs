@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderValue, StatusCode};
+use serde::{Deserialize, Serialize};
 
 /// The cause of an error, for the log only.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -79,6 +80,8 @@ pub enum Error {
     AnswerNotKept { run: Option<Box<str>> },
     /// A replica broke off an event stream; the client was told so by an event and the stream has ended well for it.
     StreamBroken(Box<Error>),
+    /// The store that tells the gateways of each other's turns cannot be reached; nothing was sent.
+    StoreDown,
     /// The gateway is going down and takes no new requests.
     Draining,
     /// A bound of the gateway itself is reached (`what` names it).
@@ -118,7 +121,8 @@ pub enum Window {
 }
 
 /// What became of a run whose stream or answer was lost.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Fate {
     /// No run of the turn's could be found, or nobody could be asked.
     Unknown,
@@ -193,7 +197,10 @@ impl Error {
             Self::LaneTimeout { .. } => "policy_lane_timeout",
             Self::KeyReused => "client_idempotency_key_reused",
             Self::AnswerNotKept { .. } => "gateway_answer_not_kept",
+            // a stream that never began at a replica
+            Self::StreamBroken(error) if error.never_sent() || error.side() != Side::Upstream => error.reason(),
             Self::StreamBroken(_) => "upstream_stream_broken",
+            Self::StoreDown => "gateway_store_down",
             Self::Draining => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
             Self::Exhausted { .. } => "gateway_exhausted",
@@ -231,10 +238,10 @@ impl Error {
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
             | Self::UpstreamClosed { .. }
-            | Self::UpstreamTimeout { .. }
-            | Self::StreamBroken(_) => Side::Upstream,
-            Self::TurnLost { error, .. } => error.side(),
+            | Self::UpstreamTimeout { .. } => Side::Upstream,
+            Self::TurnLost { error, .. } | Self::StreamBroken(error) => error.side(),
             Self::AnswerNotKept { .. }
+            | Self::StoreDown
             | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
@@ -271,6 +278,7 @@ impl Error {
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
             | Self::LaneTimeout { .. }
+            | Self::StoreDown
             | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
@@ -309,6 +317,7 @@ impl Error {
             | Self::LaneTimeout { .. }
             | Self::KeyReused
             | Self::NotKept
+            | Self::StoreDown
             | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
@@ -363,6 +372,7 @@ impl Error {
             Self::KeyReused => Self::KeyReused,
             Self::AnswerNotKept { run } => Self::AnswerNotKept { run: run.clone() },
             Self::StreamBroken(error) => Self::StreamBroken(Box::new(error.again())),
+            Self::StoreDown => Self::StoreDown,
             Self::Draining => Self::Draining,
             Self::Overloaded { what } => Self::Overloaded { what },
             Self::Exhausted { what, cause } => Self::Exhausted { what, cause: text(cause) },
@@ -457,10 +467,11 @@ impl fmt::Display for Error {
                 f.write_str("this Idempotency-Key came with another request before: use a new one for each message")
             }
             Self::AnswerNotKept { run } => {
-                f.write_str("this message was sent before and its answer is too long to be given again")?;
+                f.write_str("this message was sent before and its answer is not kept")?;
                 run.as_ref().map_or(Ok(()), |run| write!(f, "; its run is {run}"))
             }
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
+            Self::StoreDown => f.write_str("the store that gateways share cannot be reached; the message was not sent"),
             Self::Draining => f.write_str("the gateway is shutting down"),
             Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
             Self::Exhausted { what, .. } => write!(f, "the gateway has no more {what}; the request was not sent"),

@@ -69,6 +69,7 @@ impl Pipeline {
             &settings.turns,
             settings.upstream.max_body,
             settings.upstream.timeouts.request,
+            &store,
             sink,
             previous.map(|previous| &*previous.turns),
         ));

@@ -125,6 +125,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         Error::KeylessFull { .. }
         | Error::LaneFull { .. }
         | Error::LaneTimeout { .. }
+        | Error::StoreDown
         | Error::LimitsUnknown
         | Error::Draining
         | Error::Overloaded { .. }

@@ -145,7 +145,7 @@ fn the_replicas_share_everything_and_start_one_after_the_other() {
     assert!(!reach(&services, "letta-1", "gateway-redis"));
     let redis = |name: &str| texts(&services[name]["command"]).join(" ");
     assert!(redis("letta-redis").contains("noeviction"), "Letta's locks and streams could be evicted");
-    assert!(redis("gateway-redis").contains("--maxmemory 256mb --maxmemory-policy allkeys-lru"));
+    assert!(redis("gateway-redis").contains("--maxmemory 512mb --maxmemory-policy noeviction"));
 }
 
 #[test]

@@ -32,7 +32,10 @@ pub async fn watch(endpoint: Arc<Endpoint>, check: HealthCheck) -> Infallible {
         let found = match found {
             Ok(Ok(status)) if status.is_success() => Found::Well,
             Ok(Ok(status)) => Found::Ill(format!("status {}", status.as_u16())),
-            Ok(Err(Failure::Replica(cause))) => Found::Ill(cause.to_string()),
+            Ok(Err(Failure::Replica(cause))) => {
+                endpoint.metrics.refused();
+                Found::Ill(cause.to_string())
+            }
             Ok(Err(own @ Failure::Own { .. })) => Found::Nothing(own),
             Err(_) => Found::Ill(format!("no answer in {:?}", check.timeout)),
         };

@@ -128,7 +128,7 @@ where
     async fn call(&self, attempt: Attempt<'a>, record: &mut Record, next: &Next) -> Result<Response, Error> {
         // to the second is near enough for an ejection: the request's own clock will do
         let endpoint = self.pick(&attempt, record.started).ok_or(Error::NoUpstream)?;
-        record.upstream = Some(Arc::clone(&endpoint.metrics));
+        record.goes_to(&endpoint.metrics);
         let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
         let answer = next.handle(placed, record).await;
         match &answer {
@@ -148,7 +148,7 @@ where
                     requests.inc();
                 }
                 if matches!(error, Error::UpstreamConnect { .. }) {
-                    endpoint.metrics.connect_failures.inc();
+                    endpoint.metrics.connect_failed();
                     self.eject_after_failure(endpoint);
                 }
             }

@@ -43,7 +43,7 @@ pub struct Settings {
     pub max_total: u64,
 }
 
-/// What becomes of a request whose state is shared while the shared store is not there (`store.on_error`).
+/// What becomes of a request whose limits are shared while the shared store is not there (`store.on_error`).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnError {
     /// This gateway goes on with what it knows, as one of those there are.
@@ -213,11 +213,27 @@ impl Store {
     pub fn health(&self) -> Health {
         match &self.place {
             Place::Memory(_) => Health::Ok,
-            Place::Redis(_) if self.limits.get().is_some_and(|limits| !limits.is_up()) => {
-                Health::Degraded("redis is not reachable: limits are not shared, answers may not be cached")
+            Place::Redis(redis) => {
+                let turns = self.turns.get().is_none_or(|turns| turns.is_up());
+                let limits = self.limits.get().is_none_or(|limits| limits.is_up());
+                degraded(redis.is_up(), turns, limits).map_or(Health::Ok, Health::Degraded)
             }
-            Place::Redis(redis) if redis.is_up() => Health::Ok,
-            Place::Redis(_) => Health::Degraded("redis is not reachable: answers are not cached"),
+        }
+    }
+}
+
+/// What goes on without Redis, of which each has a connection of its own; `None`: nothing.
+fn degraded(answers: bool, turns: bool, limits: bool) -> Option<&'static str> {
+    match (answers, turns, limits) {
+        (true, true, true) => None,
+        (false, true, true) => Some("redis is not reachable for answers: they are not cached"),
+        (true, false, true) => Some("redis is not reachable for turns: they are not shared"),
+        (true, true, false) => Some("redis is not reachable for limits: they are not shared"),
+        (true, false, false) => Some("redis is not reachable for turns and limits: they are not shared"),
+        (false, false, true) => Some("redis is not reachable: answers are not cached, turns are not shared"),
+        (false, true, false) => Some("redis is not reachable: answers are not cached, limits are not shared"),
+        (false, false, false) => {
+            Some("redis is not reachable: answers are not cached, turns and limits are not shared")
         }
     }
 }

@@ -59,6 +59,16 @@ async fn connected_with(settings: Settings) -> (Store, Arc<Metrics>) {
     (store, metrics)
 }
 
+#[tokio::test]
+async fn whoever_asks_after_a_put_finds_it() {
+    let server = RedisServer::start();
+    let (store, _) = connected(&server).await;
+    // on this one thread no task can have run between the two
+    let said = entry("said");
+    store.put(ONE, said.clone(), HOUR);
+    assert_eq!(store.get(&ONE).await, Ok(Some(said)));
+}
+
 async fn kept(store: &Store, key: Key, entry: &Entry, ttl: Duration) {
     store.put(key, entry.clone(), ttl);
     eventually("kept", async || store.get(&key).await == Ok(Some(entry.clone()))).await;

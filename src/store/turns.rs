@@ -75,6 +75,8 @@ pub struct Read {
     pub owned: bool,
     /// Pieces are missing before the end, because the log went over its bound.
     pub cut: bool,
+    /// The turn may have reached Letta.
+    pub begun: bool,
 }
 
 /// A turn's place at a lane.

@@ -10,3 +10,4 @@ pub mod turn;
 
 pub use metrics::Metrics;
 pub use record::Record;
+pub use timestamp::Timestamp;

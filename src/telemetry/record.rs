@@ -172,6 +172,14 @@ impl Record {
         }
     }
 
+    /// The request goes to this replica now.
+    pub fn goes_to(&mut self, upstream: &Arc<UpstreamMetrics>) {
+        if let Some((_, turn)) = &self.turn {
+            turn.goes_to(upstream);
+        }
+        self.upstream = Some(Arc::clone(upstream));
+    }
+
     pub fn exchange(&self) -> Exchange {
         let Self { upstream, attempts, sent, answered, .. } = self;
         Exchange { upstream: upstream.clone(), attempts: *attempts, sent: *sent, answered: *answered }
@@ -182,6 +190,19 @@ impl Record {
         let Exchange { upstream, attempts, sent, answered } = exchange;
         (self.upstream, self.attempts) = (upstream.clone(), *attempts);
         (self.sent, self.answered) = (*sent, *answered);
+    }
+
+    /// Takes over what is known by now of the turn, which may have had no head yet when the response's went out.
+    fn learn_of_turn(&mut self) {
+        let Some((part, turn)) = &self.turn else { return };
+        let (part, exchange) = (*part, turn.exchange());
+        if part == Part::Started {
+            self.queued = turn.now().queued;
+            if self.sent.is_none() && exchange.sent.is_some() {
+                self.adopt(&exchange);
+            }
+        }
+        self.upstream = self.upstream.take().or(exchange.upstream);
     }
 
     /// Notes an error of the gateway's own: its reason, its chain of causes, whose doing it was.
@@ -246,6 +267,7 @@ impl Drop for Record {
         if self.is_silent {
             return;
         }
+        self.learn_of_turn();
         if self.ended.is_none() && self.sink.cutoff.is_over() {
             self.failed(&Error::Draining);
         }

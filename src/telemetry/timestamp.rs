@@ -10,18 +10,18 @@ const PREFIX: usize = 20;
 
 /// Formats times; the date is worked out once a second, for the access log asks at every request.
 #[derive(Default)]
-pub(super) struct Timestamp {
+pub struct Timestamp {
     second: u64,
     text: String,
 }
 
 impl Timestamp {
-    pub(super) const fn new() -> Self {
+    pub const fn new() -> Self {
         Self { second: 0, text: String::new() }
     }
 
     /// E.g. `2026-11-24T03:05:19.042Z`. A clock before 1970 reads as 1970, one after 9999 as 9999.
-    pub(super) fn format(&mut self, time: SystemTime) -> &str {
+    pub fn format(&mut self, time: SystemTime) -> &str {
         let since = time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
         let second = since.as_secs().min(LAST);
         if second == self.second && !self.text.is_empty() {

@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::metrics::UpstreamMetrics;
+use super::record::Exchange;
 use crate::letta::reply::{StopReason, Usage};
 
 /// How a request came to its turn.
@@ -73,8 +75,14 @@ pub struct Facts {
 }
 
 /// Written by the turn, read by the records of all its requests.
-#[derive(Debug, Default, Clone)]
-pub struct SharedFacts(Arc<Mutex<Facts>>);
+#[derive(Default, Clone)]
+pub struct SharedFacts(Arc<Inner>);
+
+#[derive(Default)]
+struct Inner {
+    facts: Mutex<Facts>,
+    exchange: Mutex<Exchange>,
+}
 
 impl SharedFacts {
     pub fn now(&self) -> Facts {
@@ -85,7 +93,29 @@ impl SharedFacts {
         change(&mut self.lock());
     }
 
+    /// The replica that has the message, or was the last to be tried.
+    pub fn upstream(&self) -> Option<Arc<UpstreamMetrics>> {
+        self.exchange().upstream
+    }
+
+    pub fn goes_to(&self, upstream: &Arc<UpstreamMetrics>) {
+        self.lock_exchange().upstream = Some(Arc::clone(upstream));
+    }
+
+    /// The exchange with the replica, as far as it has come.
+    pub fn exchange(&self) -> Exchange {
+        self.lock_exchange().clone()
+    }
+
+    pub fn exchanged(&self, exchange: Exchange) {
+        *self.lock_exchange() = exchange;
+    }
+
+    fn lock_exchange(&self) -> MutexGuard<'_, Exchange> {
+        self.0.exchange.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, Facts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,41 +3,43 @@
 //!
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
+use std::ops::ControlFlow;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
-use tokio::net::TcpStream;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
+use super::aftermath::Aftermath;
 use super::conflict::{self, Conflict};
-use super::inquiry::{Inquiry, Run, Status};
+use super::fleet::{Claimed, Fleet, Mirrored, Standing};
+use super::inquiry::Inquiry;
 use super::lane;
 use super::log::{Ended, Phase};
 use super::relay::{Relay, Relayed};
 use super::shared::Turn;
 use super::step::Desk;
-use super::{Dispatch, OnDisconnect};
+use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::auth::Parts;
 use crate::auth::key::Key;
 use crate::body::{Body, Permit, RequestBody, Response};
-use crate::error::{Error, Fate};
+use crate::error::Error;
 use crate::letta::routes::Route;
-use crate::limits::Bill;
+use crate::limits::{Bill, Seat};
 use crate::listen::Peer;
 use crate::step::Handle;
+use crate::store::TurnId;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::Gauged;
-use crate::telemetry::turn::Outcome;
+use crate::telemetry::turn::{Outcome, Part};
 
 /// Bytes of a conflict's body at most; a longer one is none.
 const LONGEST_CONFLICT: usize = 16 * 1024;
-/// How long a replica may take to accept a connection that only asks whether it is there.
-const PROBE: Duration = Duration::from_secs(1);
-/// How long the lane of a run that nobody sees the end of is held at most, when no patience is configured.
-const LONGEST_AFTERMATH: Duration = Duration::from_secs(120);
+/// Claims of one turn at most: each but the last found that another gateway's was taken back.
+const MOST_CLAIMS: u32 = 100;
 
 /// The message, to be sent as often as it takes until Letta has it.
 pub(super) struct Message {
@@ -66,11 +68,21 @@ pub(super) struct Engine<B> {
     pub turn: Arc<Turn>,
     pub below: Arc<B>,
     pub message: Message,
+    /// Until it is known whose turn it is: one of another gateway's needs no place.
+    pub seat: Option<Seat>,
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
     /// The key's budgets, until the turn is charged to them.
     pub bill: Option<Bill>,
     pub record: Record,
+}
+
+/// What a turn is ready for.
+enum Prepared {
+    /// Its message may be sent: the lane is its own, and it is known to all gateways.
+    Ready(Option<lane::Held>, Option<Standing>),
+    /// It was another gateway's, whose answer was followed to its end.
+    Followed(Ended),
 }
 
 /// How the work on a turn ended.
@@ -87,8 +99,9 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     /// Works until the turn is over.
     pub(super) async fn run(mut self) {
         let unfinished = Unfinished { desk: Arc::clone(&self.desk), turn: Some(Arc::clone(&self.turn)) };
-        let lane = match self.enter_lane().await {
-            Ok(lane) => lane,
+        let (lane, _standing) = match self.prepare().await {
+            Ok(Prepared::Ready(lane, standing)) => (lane, standing),
+            Ok(Prepared::Followed(ended)) => return unfinished.followed(ended),
             Err(error) => return unfinished.never_sent(error),
         };
         match self.work().await {
@@ -100,17 +113,12 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 unfinished.over(outcome, Ended::Whole);
             }
             Ok(Worked::Lost { error, as_event }) => {
-                let (lost, run) = self.what_became(error).await;
-                let ended = if as_event {
-                    let farewell = self.turn.error_event(lost.reason(), &lost.to_string());
-                    self.turn.log.append(&farewell);
-                    Ended::Told(lost)
-                } else {
-                    Ended::Failed(lost)
-                };
+                // boxed, as all that is rare: what a turn takes in memory is what a plain one takes
+                let (lost, run) = Box::pin(self.aftermath().what_became(error, true)).await;
+                let ended = self.farewell(lost, as_event);
                 unfinished.over(Outcome::Broken, ended);
                 self.permit = None;
-                self.outlast(run).await;
+                Box::pin(self.aftermath().outlast(run)).await;
             }
             Err(error) => {
                 self.bill = None;
@@ -140,26 +148,124 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         bill.charge(usage.as_ref());
     }
 
-    async fn enter_lane(&mut self) -> Result<Option<lane::Held>, Error> {
-        let Some(settings) = self.desk.settings.lane else { return Ok(None) };
-        let metrics = &self.desk.metrics.turns;
-        let log = &self.turn.log;
-        let entered = Instant::now();
-        let lane = tokio::select! {
+    /// Waits until the message may be sent to Letta, or follows the turn of another gateway's that it is.
+    async fn prepare(&mut self) -> Result<Prepared, Error> {
+        match self.desk.fleet.clone() {
+            None => {
+                self.sit()?;
+                Ok(Prepared::Ready(self.enter_lane().await?, None))
+            }
+            Some(fleet) => Box::pin(self.prepare_among(fleet)).await,
+        }
+    }
+
+    async fn prepare_among(&mut self, fleet: Arc<Fleet>) -> Result<Prepared, Error> {
+        let desk = Arc::clone(&self.desk);
+        let Settings { dedupe, on_store_error, .. } = desk.settings;
+        let metrics = &desk.metrics.turns;
+        for _ in 0..MOST_CLAIMS {
+            let claiming = fleet.claim(&self.turn, dedupe, on_store_error, metrics);
+            let mut standing = match self.unless_left(claiming).await? {
+                Claimed::Ours(standing) => standing,
+                Claimed::Theirs(theirs) => match self.follow(&fleet, theirs).await? {
+                    Some(ended) => return Ok(Prepared::Followed(ended)),
+                    None => continue,
+                },
+            };
+            self.sit()?;
+            let lane = standing.alive(self.enter_lane()).await?;
+            if standing.begin(dedupe, on_store_error, metrics).await? {
+                return Ok(Prepared::Ready(lane, Some(standing)));
+            }
+        }
+        Err(Error::Overloaded { what: "attempts to begin a turn" })
+    }
+
+    /// Takes the key's place in flight. An error: it has none, or has spent its budget.
+    fn sit(&mut self) -> Result<(), Error> {
+        if let Some(seat) = self.seat.take() {
+            self.permit = Some(seat.take()?);
+        }
+        Ok(())
+    }
+
+    /// Follows the turn `theirs` of another gateway's to its end. `None`: it never began, and is this one's to claim.
+    async fn follow(&self, fleet: &Arc<Fleet>, theirs: TurnId) -> Result<Option<Ended>, Error> {
+        let turn = &self.turn;
+        let lost = match fleet.mirror(theirs, turn).await {
+            Mirrored::Ended(ended) => return Ok(Some(ended)),
+            Mirrored::Gone | Mirrored::NeverBegan => {
+                fleet.take_over(theirs, turn).await;
+                return Ok(None);
+            }
+            Mirrored::Left => return Err(Error::ClientLeft),
+            Mirrored::Cut => Error::AnswerNotKept { run: turn.run().map(Box::from) },
+            Mirrored::Lost => {
+                let cause = "its gateway is gone".into();
+                let error = Error::UpstreamClosed { upstream: "of another gateway".to_owned(), sent: true, cause };
+                self.aftermath().what_became(error, false).await.0
+            }
+        };
+        turn.follows(Part::Joined);
+        Ok(Some(self.farewell(lost, turn.streams && turn.log.has_head())))
+    }
+
+    /// How a turn ends that was lost: with an event, or without an answer.
+    fn farewell(&self, lost: Error, as_event: bool) -> Ended {
+        if !as_event {
+            return Ended::Failed(lost);
+        }
+        let farewell = self.turn.error_event(lost.reason(), &lost.to_string());
+        self.turn.log.append(&farewell);
+        Ended::Told(lost)
+    }
+
+    /// Does `work` unless the last follower leaves.
+    async fn unless_left<T>(&self, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        tokio::select! {
             biased;
-            lane = self.desk.lanes.enter(&self.turn, settings, metrics) => lane?,
-            () = log.all_left() => return Err(Error::ClientLeft),
+            done = work => done,
+            () = self.turn.log.all_left() => Err(Error::ClientLeft),
+        }
+    }
+
+    async fn enter_lane(&self) -> Result<Option<lane::Held>, Error> {
+        let Some(bounds) = self.desk.settings.lane else { return Ok(None) };
+        let entered = Instant::now();
+        let Desk { lanes, fleet, .. } = &*self.desk;
+        let lane = match lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
+            Some(lane) => Ok(lane),
+            None => Box::pin(self.wait_for_lane(bounds)).await,
         };
         // a lane that was free took no time that is worth telling
-        let queued = match log.phase() {
+        let queued = match self.turn.log.phase() {
             Phase::Waiting { ahead: 0 } => Duration::ZERO,
             _ => entered.elapsed(),
         };
-        metrics.queue.observe(queued.as_secs_f64());
         if !queued.is_zero() {
             self.turn.facts.set(|facts| facts.queued = queued);
         }
-        Ok(Some(lane))
+        if lane.is_ok() {
+            self.desk.metrics.turns.queue.observe(queued.as_secs_f64());
+        }
+        lane.map(Some)
+    }
+
+    async fn wait_for_lane(&self, bounds: LaneSettings) -> Result<lane::Held, Error> {
+        let Desk { settings, lanes, fleet, metrics, .. } = &*self.desk;
+        let entering = lanes.enter(&self.turn, bounds, fleet.as_ref(), settings.on_store_error, &metrics.turns);
+        let mut lane = self.unless_left(entering).await?;
+        if let Some(lease) = lane.lease.as_mut().filter(|lease| !lease.abandoned().is_empty()) {
+            self.turn.log.set_phase(Phase::Waiting { ahead: 1 });
+            let aftermath = self.aftermath();
+            let settling = async { Ok(aftermath.settle(lease.abandoned(), lane.deadline).await) };
+            if !self.unless_left(settling).await? {
+                metrics.turns.lane_refusal("patience");
+                return Err(Error::LaneTimeout { waited: bounds.max_wait });
+            }
+            lease.settled();
+        }
+        Ok(lane)
     }
 
     /// Sends the message and relays its answer. An error: it never reached Letta.
@@ -176,12 +282,17 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             let below = Arc::clone(&self.below);
             let left = self.when_left();
             let answer = beside(left, below.handle(dispatch, &mut self.record)).await;
+            turn.facts.exchanged(self.record.exchange());
             let response = match answer {
                 Ok(response) => response,
                 Err(error) if error.never_sent() => return Err(error),
                 Err(error) => return Ok(Worked::Lost { error, as_event: false }),
             };
-            let response = match self.conflict(response).await {
+            let found = match response.status() {
+                StatusCode::CONFLICT => Box::pin(self.conflict(response)).await,
+                _ => Err(response),
+            };
+            let response = match found {
                 Err(response) => response,
                 Ok(found) => {
                     let most = desk.settings.lane.map_or(Duration::ZERO, |lane| lane.max_wait);
@@ -189,14 +300,19 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     if Instant::now() >= until {
                         found.response
                     } else {
-                        self.wait_out(found.conflict, pause, until).await?;
+                        Box::pin(self.wait_out(found.conflict, pause, until)).await?;
                         pause = (pause * 2).min(conflict::LONGEST_PAUSE);
                         continue;
                     }
                 }
             };
-            let relay = Relay { turn: &turn, registry: &desk.registry, metrics: &desk.metrics.turns, sent };
-            let relayed = beside(self.when_left(), relay.relay(response, self.record.exchange())).await;
+            let relay = Relay { turn: &turn, desk: &desk, sent };
+            let relayed = match relay.whole(response, self.record.exchange()) {
+                ControlFlow::Break(outcome) => Relayed::Whole(outcome),
+                ControlFlow::Continue((head, body)) => {
+                    beside(self.when_left(), Box::pin(relay.parts(head, body))).await
+                }
+            };
             drop(running);
             return Ok(match relayed {
                 Relayed::Whole(outcome) => Worked::Over(outcome),
@@ -211,9 +327,6 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// The conflict that `response` is, if waiting helps.
     async fn conflict(&self, response: Response) -> Result<Found, Response> {
-        if response.status() != StatusCode::CONFLICT {
-            return Err(response);
-        }
         let (head, body) = response.into_parts();
         let Ok(body) = Limited::new(body, LONGEST_CONFLICT).collect().await else {
             return Err(Response::from_parts(head, Body::empty()));
@@ -232,7 +345,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let metrics = &self.desk.metrics.turns;
         let _waiting = Gauged::new(&metrics.waiting);
         self.turn.log.set_phase(Phase::Waiting { ahead: 1 });
-        let waited = async {
+        let waiting = async {
             match conflict {
                 Conflict::Database { pause } => {
                     metrics.conflict("database");
@@ -242,80 +355,20 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     metrics.conflict("busy");
                     sleep(pause).await;
                     if let Some(run) = run {
-                        self.wait_for(&run, until).await;
+                        self.aftermath().wait_for(&run, until).await;
                     }
                 }
             }
+            Ok(())
         };
-        tokio::select! {
-            biased;
-            () = waited => Ok(()),
-            () = self.turn.log.all_left() => Err(Error::ClientLeft),
-        }
+        let began = Instant::now();
+        let waited = self.unless_left(waiting).await;
+        self.turn.facts.set(|facts| facts.queued += began.elapsed());
+        waited
     }
 
-    /// Until `run` is over, or known to be dead and freed, at most `until`.
-    async fn wait_for(&self, run: &str, until: Instant) {
-        let inquiry = self.inquiry();
-        let mut pause = conflict::FIRST_PAUSE;
-        while Instant::now() < until {
-            let Some(found) = inquiry.run(run, &self.record).await else { return };
-            if found.status.is_over() {
-                return;
-            }
-            sleep(pause).await;
-            pause = (pause * 2).min(conflict::LONGEST_PAUSE);
-        }
-    }
-
-    /// What became of a turn whose answer was lost.
-    async fn what_became(&self, error: Error) -> (Error, Option<Run>) {
-        let lost = |run: Option<&Run>, fate| Error::TurnLost {
-            run: run.map(|run| run.id.clone()).or_else(|| self.turn.run().map(Box::from)),
-            fate,
-            error: Box::new(error.again()),
-        };
-        let inquiry = self.inquiry();
-        let run = match self.turn.run() {
-            Some(run) => inquiry.run(run, &self.record).await,
-            // it has the lane, so the newest active run of its agent is its own
-            None => match inquiry.active(&self.turn.target, &self.record).await {
-                Some(active) => active.into_iter().next(),
-                None => return (lost(None, Fate::Unknown), None),
-            },
-        };
-        let Some(mut run) = run else { return (lost(None, Fate::Unknown), None) };
-        self.desk.registry.learn_run(&self.turn, &run.id);
-        let fate = match run.status {
-            Status::Completed => Fate::Completed,
-            Status::Failed => Fate::Failed,
-            Status::Cancelled => Fate::Cancelled,
-            Status::Created | Status::Running | Status::Unknown => {
-                let is_gone = matches!(error, Error::UpstreamClosed { .. }) && self.replica_is_gone().await;
-                if is_gone && inquiry.cancel(&run, &self.record).await {
-                    self.desk.metrics.turns.conflict("freed");
-                    run.status = Status::Cancelled;
-                    Fate::Freed
-                } else {
-                    Fate::Running
-                }
-            }
-        };
-        (lost(Some(&run), fate), Some(run))
-    }
-
-    /// Holds the lane until `run`, which goes on without the gateway, is over.
-    async fn outlast(&self, run: Option<Run>) {
-        let Some(run) = run.filter(|run| !run.status.is_over()) else { return };
-        let most = self.desk.settings.lane.map_or(LONGEST_AFTERMATH, |lane| lane.max_wait);
-        self.wait_for(&run.id, Instant::now() + most).await;
-    }
-
-    /// The replica that had the message does not take connections any more.
-    async fn replica_is_gone(&self) -> bool {
-        let Some(upstream) = &self.record.upstream else { return false };
-        let connecting = TcpStream::connect(&*upstream.id);
-        timeout(PROBE, connecting).await.is_ok_and(|connected| connected.is_err())
+    fn aftermath(&self) -> Aftermath<'_, B> {
+        Aftermath { desk: &self.desk, turn: &self.turn, inquiry: self.inquiry(), record: &self.record }
     }
 
     fn inquiry(&self) -> Inquiry<B> {
@@ -324,26 +377,29 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     /// What is done when the last follower has left; `None`: nothing.
-    fn when_left(&self) -> Option<impl Future<Output = ()> + Send + 'static> {
+    fn when_left(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
         let policy = self.desk.settings.on_disconnect;
         if policy == OnDisconnect::Detach {
             return None;
         }
         let (turn, inquiry, record) = (Arc::clone(&self.turn), self.inquiry(), self.record.apart());
-        Some(async move {
+        Some(Box::pin(async move {
             turn.log.all_left().await;
             if policy == OnDisconnect::Drain {
                 turn.log.keep_nothing();
                 return;
             }
             let run = match turn.run() {
-                Some(run) => inquiry.run(run, &record).await,
-                None => inquiry.active(&turn.target, &record).await.and_then(|runs| runs.into_iter().next()),
+                Some(run) => inquiry.run(run, &record).await.ok().flatten(),
+                None => inquiry
+                    .active(&turn.target, turn.began_at(), &record)
+                    .await
+                    .and_then(|runs| runs.into_iter().next()),
             };
             if let Some(run) = run.filter(|run| !run.status.is_over()) {
                 inquiry.cancel(&run, &record).await;
             }
-        })
+        }))
     }
 }
 
@@ -354,9 +410,9 @@ struct Found {
 }
 
 /// Drives `other`, if there is one, for as long as `work` takes.
-async fn beside<T>(other: Option<impl Future<Output = ()>>, work: impl Future<Output = T>) -> T {
-    let Some(other) = other else { return work.await };
-    let (mut work, mut other) = (std::pin::pin!(work), std::pin::pin!(other));
+async fn beside<T>(other: Option<Pin<Box<dyn Future<Output = ()> + Send>>>, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    let Some(mut other) = other else { return work.await };
     tokio::select! {
         biased;
         done = &mut work => done,
@@ -384,12 +440,22 @@ impl Unfinished {
         // Letta has refused it: it was not executed, and what repeats it is Letta's to answer
         let may_come_again =
             outcome == Outcome::Refused && matches!(turn.log.head(), Some(Ok(head)) if head.status.is_client_error());
-        turn.log.end(ended);
         if may_come_again {
             registry.forget(&turn);
+            turn.log.end(ended);
         } else {
+            turn.log.end(ended);
             registry.over(&turn, Instant::now(), settings.window, settings.max_total, &metrics.turns);
         }
+    }
+
+    /// The turn was another gateway's, and is told of there.
+    fn followed(mut self, ended: Ended) {
+        let Some(turn) = self.turn.take() else { return };
+        let Desk { metrics, registry, settings, .. } = &*self.desk;
+        metrics.turns.repeat(turn.part().as_str());
+        turn.log.end(ended);
+        registry.over(&turn, Instant::now(), settings.window, settings.max_total, &metrics.turns);
     }
 
     fn never_sent(mut self, error: Error) {

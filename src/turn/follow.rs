@@ -275,7 +275,12 @@ impl HttpBody for Following {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.stage, Stage::Over) && self.broken.is_none()
+        match self.stage {
+            Stage::Over => self.broken.is_none(),
+            // nobody asks for more than the head has promised, so its last byte is the end
+            Stage::Pieces => self.keepalive.is_none() && self.is_told(),
+            Stage::Head | Stage::Refusal(..) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {

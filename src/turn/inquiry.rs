@@ -3,12 +3,13 @@
 //! Facts: `letta/server/rest_api/routers/v1/{runs,agents}.py`, `letta/schemas/enums.py` (`RunStatus`).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::Dispatch;
@@ -20,10 +21,14 @@ use crate::letta::reply::Usage;
 use crate::letta::routes;
 use crate::listen::Peer;
 use crate::step::Handle;
-use crate::telemetry::Record;
+use crate::telemetry::{Record, Timestamp};
 
 /// How long one question may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How far the clocks of Letta, Redis and the gateway may be apart.
+const CLOCKS_APART: Duration = Duration::from_secs(5);
+/// Characters of a time down to its second.
+const SECOND: usize = "2026-01-01T00:00:00".len();
 /// Bytes of an answer at most.
 const LONGEST: usize = 256 * 1024;
 
@@ -33,6 +38,17 @@ pub(super) struct Run {
     pub id: Box<str>,
     pub agent_id: Option<Box<str>>,
     pub status: Status,
+    /// ISO 8601, UTC.
+    #[serde(default)]
+    created_at: Option<Box<str>>,
+}
+
+impl Run {
+    /// To the second, which is all that two clocks can be held to.
+    fn is_younger_than(&self, since: &str) -> bool {
+        let second = |text: &'_ str| text.get(..SECOND).map(str::to_owned);
+        self.created_at.as_deref().and_then(second) >= second(since)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -61,20 +77,32 @@ pub(super) struct Inquiry<B> {
 }
 
 impl<B: Handle<Dispatch>> Inquiry<B> {
-    /// The run `id`, if anybody knows it.
-    pub(super) async fn run(&self, id: &str, record: &Record) -> Option<Run> {
-        let body = self.ask(Method::GET, &format!("/v1/runs/{id}"), Bytes::new(), record).await?;
-        serde_json::from_slice(&body).ok()
+    /// The run `id`; none, if Letta knows none. An error: Letta could not be asked.
+    pub(super) async fn run(&self, id: &str, record: &Record) -> Result<Option<Run>, ()> {
+        match self.ask(Method::GET, &format!("/v1/runs/{id}"), Bytes::new(), record).await {
+            Some((StatusCode::OK, body)) => serde_json::from_slice(&body).map(Some).map_err(drop),
+            Some((StatusCode::NOT_FOUND | StatusCode::UNPROCESSABLE_ENTITY, _)) => Ok(None),
+            _ => Err(()),
+        }
     }
 
-    /// The runs of `target` that Letta takes for active, the newest first.
-    pub(super) async fn active(&self, target: &Target, record: &Record) -> Option<Vec<Run>> {
+    /// The runs of `target` that Letta takes for active and that began at `since` or later, the newest first. `None`:
+    /// Letta could not be asked.
+    pub(super) async fn active(&self, target: &Target, since: SystemTime, record: &Record) -> Option<Vec<Run>> {
         let of = match target {
             Target::Agent(id) => format!("agent_id={id}"),
             Target::Conversation(id) => format!("conversation_id={id}"),
         };
-        let body = self.ask(Method::GET, &format!("/v1/runs/?{of}&active=true&limit=10"), Bytes::new(), record).await?;
-        serde_json::from_slice(&body).ok()
+        let target = format!("/v1/runs/?{of}&active=true&limit=10");
+        let (status, body) = self.ask(Method::GET, &target, Bytes::new(), record).await?;
+        if status != StatusCode::OK {
+            return None;
+        }
+        let mut runs: Vec<Run> = serde_json::from_slice(&body).ok()?;
+        let mut since_text = Timestamp::new();
+        let since = since_text.format(since.checked_sub(CLOCKS_APART).unwrap_or(since));
+        runs.retain(|run| run.is_younger_than(since));
+        Some(runs)
     }
 
     /// What the run `id` has cost so far.
@@ -90,10 +118,10 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         struct Metrics {
             num_steps: Option<u64>,
         }
-        let body = self.ask(Method::GET, &format!("/v1/runs/{id}/usage"), Bytes::new(), record).await?;
-        let Tokens { prompt_tokens, completion_tokens, total_tokens } = serde_json::from_slice(&body).ok()?;
-        let body = self.ask(Method::GET, &format!("/v1/runs/{id}/metrics"), Bytes::new(), record).await;
-        let metrics: Option<Metrics> = body.and_then(|body| serde_json::from_slice(&body).ok());
+        let usage = self.ask(Method::GET, &format!("/v1/runs/{id}/usage"), Bytes::new(), record).await;
+        let Tokens { prompt_tokens, completion_tokens, total_tokens } = told(usage)?;
+        let metrics = self.ask(Method::GET, &format!("/v1/runs/{id}/metrics"), Bytes::new(), record).await;
+        let metrics: Option<Metrics> = told(metrics);
         let step_count = metrics.and_then(|metrics| metrics.num_steps).unwrap_or(0);
         Some(Usage { prompt_tokens, completion_tokens, total_tokens, step_count })
     }
@@ -104,11 +132,13 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         let body = serde_json::json!({ "run_ids": [&run.id] }).to_string();
         let path = format!("/v1/agents/{agent}/messages/cancel");
         let answer = self.ask(Method::POST, &path, body.into(), record).await;
-        answer.is_some_and(|answer| memchr::memmem::find(&answer, b"\"cancelled\"").is_some())
+        answer.is_some_and(|(status, answer)| {
+            status == StatusCode::OK && memchr::memmem::find(&answer, b"\"cancelled\"").is_some()
+        })
     }
 
-    /// The body of a good answer.
-    async fn ask(&self, method: Method, path: &str, body: Bytes, record: &Record) -> Option<Bytes> {
+    /// Status and body of an answer.
+    async fn ask(&self, method: Method, path: &str, body: Bytes, record: &Record) -> Option<(StatusCode, Bytes)> {
         let mut request = Box::new(http::Request::new(RequestBody::whole(body)));
         *request.uri_mut() = path.parse().ok()?;
         let bare = path.split('?').next().unwrap_or(path);
@@ -123,11 +153,15 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         let mut record = record.apart();
         let asked = async {
             let response = self.below.handle(Dispatch { parts }, &mut record).await.ok()?;
-            if response.status() != StatusCode::OK {
-                return None;
-            }
-            Some(Limited::new(response.into_body(), LONGEST).collect().await.ok()?.to_bytes())
+            let status = response.status();
+            Some((status, Limited::new(response.into_body(), LONGEST).collect().await.ok()?.to_bytes()))
         };
         timeout(PATIENCE, asked).await.ok()?
     }
+}
+
+/// What a good answer tells.
+fn told<T: DeserializeOwned>(answer: Option<(StatusCode, Bytes)>) -> Option<T> {
+    let (_, body) = answer.filter(|(status, _)| *status == StatusCode::OK)?;
+    serde_json::from_slice(&body).ok()
 }

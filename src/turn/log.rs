@@ -18,6 +18,8 @@ const MOST_BEHIND: u64 = 64 * 1024;
 /// Bytes of the first buffer pieces are written to; each next one is twice as large, up to [`LARGEST_BUFFER`].
 const FIRST_BUFFER: usize = 1024;
 const LARGEST_BUFFER: usize = 32 * 1024;
+/// Bytes that are told to other gateways at once, about.
+const TOLD_AT_ONCE: usize = 256 * 1024;
 
 /// The head of the answer, as every follower gets it.
 #[derive(Clone)]
@@ -66,13 +68,26 @@ struct State {
     /// All that was appended is still there.
     is_whole: bool,
     ended: Option<Ended>,
-    /// Bytes after which the stream has said all.
+    /// Bytes after which the answer has said all, if that is known: those its head promised, or those up to a stream's
+    /// own end.
     told_at: Option<u64>,
     readers: Vec<Option<Reader>>,
     /// Somebody has read it to its end.
     is_delivered: bool,
     /// The engine, if it waits for its readers.
     engine: Option<Waker>,
+    /// Who tells other gateways of it, if that one waits for more.
+    teller: Option<Waker>,
+}
+
+/// What has come to a log since it was last asked.
+pub(super) enum News {
+    /// The next pieces, the head in front of the first one.
+    Pieces(Option<Head>, Vec<Bytes>),
+    /// The next piece is not kept any more.
+    Trimmed,
+    /// There are no more, and there will not be.
+    Over,
 }
 
 struct Reader {
@@ -86,7 +101,20 @@ impl State {
         self.readers.iter().all(Option::is_none)
     }
 
+    /// Nobody follows, and nobody has got all of it.
+    fn is_abandoned(&self) -> bool {
+        self.is_left() && !self.is_delivered
+    }
+
+    /// `reader` has all that will be said.
+    fn is_told(&self, reader: &Reader) -> bool {
+        self.told_at.is_some_and(|told| reader.read >= told)
+    }
+
     fn wake_readers(&mut self) {
+        if let Some(waker) = self.teller.take() {
+            waker.wake();
+        }
         for reader in self.readers.iter_mut().flatten() {
             if let Some(waker) = reader.waker.take() {
                 waker.wake();
@@ -136,6 +164,7 @@ impl Log {
             readers: Vec::new(),
             is_delivered: false,
             engine: None,
+            teller: None,
         };
         Self { state: Mutex::new(state), max: max as u64 }
     }
@@ -160,9 +189,11 @@ impl Log {
 
     // --- the engine's side ---
 
-    pub(super) fn begin(&self, head: Head) {
+    /// `length`: the answer's, if it is known.
+    pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
         state.head = Some(head);
+        state.told_at = length;
         state.wake_readers();
     }
 
@@ -182,10 +213,12 @@ impl Log {
     pub(super) fn fill(&self, head: Head, body: &[u8]) {
         let mut state = self.lock();
         state.head = Some(head);
+        state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;
             state.pieces.push_back(Bytes::copy_from_slice(body));
-            state.is_whole = state.bytes <= self.max;
+            state.is_whole &= state.bytes <= self.max;
+            state.trim();
         }
         state.wake_readers();
     }
@@ -220,9 +253,9 @@ impl Log {
         .await;
     }
 
-    /// Ready when nobody follows.
+    /// Ready when nobody follows that might want more of it.
     pub(super) async fn all_left(&self) {
-        self.until(State::is_left).await;
+        self.until(State::is_abandoned).await;
     }
 
     async fn until(&self, is_so: impl Fn(&State) -> bool) {
@@ -235,6 +268,58 @@ impl Log {
             Poll::Pending
         })
         .await;
+    }
+
+    // --- for those who tell other gateways of it ---
+
+    /// What comes after the first `told` pieces, the head counted as one.
+    pub(super) async fn news(&self, told: u64) -> News {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            let told = usize::try_from(told).unwrap_or(usize::MAX);
+            let head = state.head.clone().filter(|_| told == 0);
+            let at = told.saturating_sub(1);
+            if let Some(at) = at.checked_sub(state.first) {
+                let mut bytes = 0;
+                let is_within = |piece: &&Bytes| {
+                    let is_first = bytes == 0;
+                    bytes += piece.len();
+                    is_first || bytes <= TOLD_AT_ONCE
+                };
+                let has_head = told > 0 || head.is_some();
+                let pieces: Vec<Bytes> =
+                    state.pieces.iter().skip(at).take_while(is_within).filter(|_| has_head).cloned().collect();
+                if head.is_some() || !pieces.is_empty() {
+                    return Poll::Ready(News::Pieces(head, pieces));
+                }
+            } else {
+                return Poll::Ready(News::Trimmed);
+            }
+            if state.ended.is_some() {
+                return Poll::Ready(News::Over);
+            }
+            state.teller = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Ready when there will be no more.
+    pub(super) async fn over(&self) {
+        std::future::poll_fn(|cx| {
+            let mut state = self.lock();
+            if state.ended.is_some() {
+                return Poll::Ready(());
+            }
+            state.teller = Some(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// What `tell` makes of its end; `None` before that.
+    pub(super) fn ended<T>(&self, tell: impl FnOnce(&Ended) -> Option<T>) -> Option<T> {
+        self.lock().ended.as_ref().and_then(tell)
     }
 
     // --- the followers' side ---
@@ -260,21 +345,18 @@ impl Log {
     pub(super) fn leave(&self, place: usize) -> bool {
         let mut state = self.lock();
         let left = state.readers.get_mut(place).and_then(Option::take);
-        if let Some(reader) = left
-            && state.ended.is_some()
-            && reader.read == state.bytes
-        {
+        let is_over = state.ended.is_some();
+        if left.is_some_and(|reader| state.is_told(&reader) || is_over && reader.read == state.bytes) {
             state.is_delivered = true;
         }
         state.trim();
         state.wake_engine();
-        state.phase == Phase::Sent && state.is_left()
+        state.phase == Phase::Sent && state.is_abandoned()
     }
 
     /// Nobody follows it, and nobody has got all of it.
     pub(super) fn is_abandoned(&self) -> bool {
-        let state = self.lock();
-        !state.is_delivered && state.is_left()
+        self.lock().is_abandoned()
     }
 
     pub(super) fn has_head(&self) -> bool {
@@ -286,7 +368,7 @@ impl Log {
     pub(super) fn is_told(&self, place: usize) -> bool {
         let state = self.lock();
         let reader = state.readers.get(place).and_then(Option::as_ref);
-        reader.is_some_and(|reader| state.told_at.is_some_and(|told| reader.read >= told))
+        reader.is_some_and(|reader| state.is_told(reader))
     }
 
     /// The head, or why there is none; without waiting for it.

@@ -2,7 +2,7 @@
 
 use sha2::{Digest, Sha256};
 
-use super::Index;
+use super::{Dedupe, Index};
 use crate::error::Error;
 use crate::letta::message::Sending;
 use crate::letta::repeat::{LONGEST_KEY, Repeat};
@@ -71,9 +71,34 @@ impl Marks {
         })
     }
 
+    /// What a turn claims among all gateways: what no other may have, and what it only is the latest to have.
+    pub(super) fn claims(&self, dedupe: Dedupe, is_retry: bool) -> (Vec<Index>, Vec<Index>) {
+        if dedupe == Dedupe::Off {
+            return (Vec::new(), Vec::new());
+        }
+        let mut exclusive: Vec<Index> = self.otid.into_iter().chain(self.idempotency).collect();
+        if dedupe == Dedupe::IdenticalInFlight {
+            exclusive.push(self.running());
+        }
+        // a message that does not say that it is a repeat is a new one, whoever said the same before
+        let mut latest = Vec::new();
+        (if is_retry { &mut exclusive } else { &mut latest }).push(self.message);
+        (exclusive, latest)
+    }
+
+    /// What a message is found by only as long as its turn runs.
+    pub(super) fn running(&self) -> Index {
+        index(b"running", &[&self.message])
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = Index> {
         [Some(self.message), self.otid, self.idempotency].into_iter().flatten()
     }
+}
+
+/// Beside what all turns of a key lie in the store of all gateways.
+pub(super) fn tag(key: &str) -> Index {
+    index(b"key", &[key.as_bytes()])
 }
 
 /// What the turn of `run` is found by, for the key that started it.

@@ -6,10 +6,15 @@
 //! **followers** of a log: the one that started it, its own retry, one that comes back with an offset. The **registry**
 //! finds the turn that a send repeats. The **lane** of an agent admits one turn at a time.
 //!
+//! With a Redis all that is the **fleet**'s: the gateways that share it have one turn for each message and one lane for
+//! each agent.
+//!
 //! Whatever is no message passes untouched.
 
+mod aftermath;
 mod conflict;
 mod engine;
+mod fleet;
 mod follow;
 mod inquiry;
 mod lane;
@@ -42,6 +47,8 @@ pub struct Settings {
     pub max_log: usize,
     /// Bytes of all answers that are kept, in this process.
     pub max_total: u64,
+    /// What becomes of messages while the store of all gateways is gone.
+    pub on_store_error: OnStoreError,
 }
 
 /// Which sends are the same turn.
@@ -72,6 +79,15 @@ pub enum OnDisconnect {
     Drain,
 }
 
+/// What becomes of messages while the Redis that gateways share is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnStoreError {
+    /// Each gateway has turns and lanes of its own.
+    Local,
+    /// They are refused.
+    Deny,
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {
@@ -82,6 +98,7 @@ impl Default for Settings {
             keepalive: Duration::from_secs(15),
             max_log: 1 << 20,
             max_total: 64 << 20,
+            on_store_error: OnStoreError::Local,
         }
     }
 }

@@ -58,7 +58,7 @@ impl Inner {
     }
 
     /// The turn that `new` repeats.
-    fn repeated(&self, new: &Turn, dedupe: Dedupe, is_retry: bool) -> Result<Option<&Arc<Turn>>, Error> {
+    fn repeated(&self, new: &Turn, dedupe: Dedupe) -> Result<Option<&Arc<Turn>>, Error> {
         let marks = &new.marks;
         if let Some(known) = marks.idempotency.as_ref().and_then(|index| self.newest(index)) {
             return if known.marks.message == marks.message { Ok(Some(known)) } else { Err(Error::KeyReused) };
@@ -67,9 +67,9 @@ impl Inner {
             return Ok(Some(known));
         }
         let Some(alike) = self.by.get(&marks.message) else { return Ok(None) };
-        if is_retry {
+        if new.is_retry {
             // somebody who said the same twice has two turns: each retry gets one that its client has left
-            let abandoned = alike.iter().find(|turn| turn.log.is_abandoned());
+            let abandoned = alike.iter().rev().find(|turn| turn.log.is_abandoned());
             return Ok(abandoned.or(alike.last()));
         }
         if dedupe == Dedupe::IdenticalInFlight {
@@ -85,17 +85,17 @@ impl Registry {
     }
 
     /// Makes `new` known, unless it repeats a turn that is.
-    pub(super) fn claim(&self, new: &Arc<Turn>, dedupe: Dedupe, is_retry: bool) -> Result<Option<Arc<Turn>>, Error> {
+    pub(super) fn claim(&self, new: &Arc<Turn>, dedupe: Dedupe) -> Result<Option<Arc<Turn>>, Error> {
         let mut inner = self.lock();
         if dedupe != Dedupe::Off
-            && let Some(known) = inner.repeated(new, dedupe, is_retry)?
+            && let Some(known) = inner.repeated(new, dedupe)?
         {
             return Ok(Some(Arc::clone(known)));
         }
         for index in new.marks.all() {
             inner.add(index, new);
         }
-        inner.add(marks::newest(&new.key, new.target.id()), new);
+        inner.add(new.newest(), new);
         Ok(None)
     }
 
@@ -107,6 +107,11 @@ impl Registry {
         }
     }
 
+    /// The turns that are over and can be repeated, the oldest first.
+    pub(super) fn kept(&self) -> Vec<Arc<Turn>> {
+        self.lock().over.iter().map(|(_, _, turn)| Arc::clone(turn)).collect()
+    }
+
     /// The newest turn with this index.
     pub(super) fn find(&self, index: &Index) -> Option<Arc<Turn>> {
         self.lock().newest(index).map(Arc::clone)
@@ -114,6 +119,7 @@ impl Registry {
 
     /// `turn` never was: what repeats it starts anew.
     pub(super) fn forget(&self, turn: &Arc<Turn>) {
+        turn.make_void();
         self.lock().remove(turn);
     }
 

@@ -1,5 +1,6 @@
 //! Writes one answer of a replica's to the log of its turn, and reads in passing what it says of the turn.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -9,15 +10,18 @@ use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
 use super::log::{Head, Log};
-use super::registry::Registry;
 use super::shared::Turn;
+use super::step::Desk;
 use crate::body::{Body, Response};
 use crate::error::Error;
 use crate::letta::reply;
 use crate::letta::sse::{self, Cutter};
-use crate::telemetry::metrics::TurnMetrics;
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Outcome;
+
+fn is_stream(head: &Head) -> bool {
+    head.status == StatusCode::OK && sse::is_event_stream(&head.headers)
+}
 
 /// How an answer ended that was relayed.
 pub(super) enum Relayed {
@@ -30,8 +34,7 @@ pub(super) enum Relayed {
 
 pub(super) struct Relay<'a> {
     pub turn: &'a Arc<Turn>,
-    pub registry: &'a Registry,
-    pub metrics: &'a TurnMetrics,
+    pub desk: &'a Desk,
     /// When the message was sent.
     pub sent: Instant,
 }
@@ -41,18 +44,25 @@ impl Relay<'_> {
         &self.turn.log
     }
 
-    pub(super) async fn relay(&self, response: Response, exchange: Exchange) -> Relayed {
+    /// Writes an answer that is all there, as most are; one that comes in parts is still to be written.
+    pub(super) fn whole(&self, response: Response, exchange: Exchange) -> ControlFlow<Outcome, (Head, Body)> {
         let (parts, body) = response.into_parts();
-        let is_stream = sse::is_event_stream(&parts.headers);
         let head = Head { status: parts.status, headers: parts.headers, exchange };
-        if is_stream && head.status == StatusCode::OK {
-            self.log().begin(head);
-            return self.stream(body).await;
+        match body.as_whole() {
+            Some(whole) if !is_stream(&head) => {
+                let outcome = self.read(head.status, whole);
+                self.log().fill(head, whole);
+                ControlFlow::Break(outcome)
+            }
+            _ => ControlFlow::Continue((head, body)),
         }
-        if let Some(whole) = body.as_whole() {
-            let outcome = self.read(head.status, whole);
-            self.log().fill(head, whole);
-            return Relayed::Whole(outcome);
+    }
+
+    /// Writes an answer as it comes.
+    pub(super) async fn parts(&self, head: Head, body: Body) -> Relayed {
+        if is_stream(&head) {
+            self.log().begin(head, None);
+            return self.stream(body).await;
         }
         self.pieces(head, body).await
     }
@@ -69,10 +79,12 @@ impl Relay<'_> {
 
     async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
         let status = head.status;
-        // only an answer that can be given again is read as a whole
+        // only an answer that could be given again is read as a whole
+        let most = self.desk.settings.max_log;
         let mut copy = Some(BytesMut::new());
-        let expects_more = body.size_hint().exact() != Some(0);
-        self.log().begin(head);
+        let length = body.size_hint().exact();
+        let expects_more = length != Some(0);
+        self.log().begin(head, length);
         while let Some(frame) = if expects_more { body.frame().await } else { None } {
             let data = match frame.map(http_body::Frame::into_data) {
                 Ok(Ok(data)) => data,
@@ -81,9 +93,8 @@ impl Relay<'_> {
             };
             self.log().append(&data);
             self.log().has_room().await;
-            if self.log().held() == 0 {
-                copy = None;
-            } else if let Some(copy) = &mut copy {
+            copy = copy.filter(|copy| copy.len() + data.len() <= most);
+            if let Some(copy) = &mut copy {
                 copy.extend_from_slice(&data);
             }
         }
@@ -136,7 +147,10 @@ impl Relay<'_> {
             && let Some(run) = cutter.scanner().run_id()
         {
             // before the event that names it: whoever has read it may ask for it
-            self.registry.learn_run(self.turn, run);
+            self.desk.registry.learn_run(self.turn, run);
+            if let Some(fleet) = &self.desk.fleet {
+                fleet.learn_run(self.turn, run).await;
+            }
         }
         self.log().append(events);
         if cutter.scanner().is_done() {
@@ -150,12 +164,12 @@ impl Relay<'_> {
         match last.replace(now) {
             None => {
                 let after = now.saturating_duration_since(self.sent);
-                self.metrics.first_event.observe(after.as_secs_f64());
+                self.desk.metrics.turns.first_event.observe(after.as_secs_f64());
                 self.turn.facts.set(|facts| facts.first_event = Some(after));
             }
             Some(before) => {
                 let gap = now.saturating_duration_since(before);
-                self.metrics.gap.observe(gap.as_secs_f64());
+                self.desk.metrics.turns.gap.observe(gap.as_secs_f64());
                 self.turn.facts.set(|facts| facts.longest_gap = facts.longest_gap.max(Some(gap)));
             }
         }

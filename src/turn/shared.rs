@@ -1,22 +1,23 @@
 //! What the engine, the followers and the registry of one turn share: its log, what it is found by, what is told of it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::Index;
 use super::log::Log;
-use super::marks::{Marks, Target};
+use super::marks::{self, Marks, Target};
+use crate::error::Error;
 use crate::letta::routes::Sends;
 use crate::letta::sse;
-use crate::telemetry::turn::SharedFacts;
-
-/// Names a turn among those of all gateways.
-pub(super) type TurnId = [u8; 16];
+use crate::store::{SharedTurns, TurnId};
+use crate::telemetry::turn::{Part, SharedFacts};
 
 pub(super) struct Turn {
-    #[expect(dead_code, reason = "what gateways share of a turn is found by it")]
+    /// Names it among those of all gateways.
     pub id: TurnId,
     pub log: Log,
     pub facts: SharedFacts,
@@ -27,25 +28,47 @@ pub(super) struct Turn {
     pub key: Box<str>,
     /// Its client wants an event stream.
     pub streams: bool,
+    /// Its client says that it is an attempt after the first.
+    pub is_retry: bool,
     pub began: Instant,
+    /// How long it can be repeated once it is over.
+    pub window: Duration,
+    /// What the newest turn of its target is found by.
+    newest: Index,
     /// Its run at Letta, once that is known.
     run: OnceLock<Box<str>>,
+    /// How it is a part of another gateway's turn, if it is.
+    followed: OnceLock<Part>,
+    /// It never was.
+    is_void: AtomicBool,
+}
+
+/// What a turn is made of.
+pub(super) struct Beginning<'a> {
+    pub marks: Marks,
+    pub target: Target,
+    pub sends: Sends,
+    pub key: &'a str,
+    pub streams: bool,
+    pub is_retry: bool,
+    pub began: Instant,
 }
 
 impl Turn {
+    /// `max_log`: bytes of its answer that are kept. An error: nothing could be made to name it by among all gateways'.
     pub(super) fn new(
-        marks: Marks,
-        target: Target,
-        sends: Sends,
-        key: &str,
-        streams: bool,
+        from: Beginning<'_>,
         max_log: usize,
-        began: Instant,
-    ) -> Arc<Self> {
-        let mut id = TurnId::default();
-        // without randomness the place in memory still tells turns of this process apart
-        let _ = getrandom::fill(&mut id);
-        Arc::new(Self {
+        window: Duration,
+        has_fleet: bool,
+    ) -> Result<Arc<Self>, Error> {
+        let Beginning { marks, target, sends, key, streams, is_retry, began } = from;
+        let id = match has_fleet {
+            true => SharedTurns::turn_id(&marks::tag(key)).map_err(|error| Error::Internal(error.into()))?,
+            false => TurnId::default(),
+        };
+        Ok(Arc::new(Self {
+            newest: marks::newest(key, target.id()),
             id,
             log: Log::new(max_log),
             facts: SharedFacts::default(),
@@ -54,9 +77,19 @@ impl Turn {
             sends,
             key: key.into(),
             streams,
+            is_retry,
             began,
+            window,
             run: OnceLock::new(),
-        })
+            followed: OnceLock::new(),
+            is_void: AtomicBool::new(false),
+        }))
+    }
+
+    /// When it began, by the clock on the wall.
+    pub(super) fn began_at(&self) -> SystemTime {
+        let now = SystemTime::now();
+        now.checked_sub(self.began.elapsed()).unwrap_or(now)
     }
 
     pub(super) fn run(&self) -> Option<&str> {
@@ -65,7 +98,31 @@ impl Turn {
 
     /// True the first time.
     pub(super) fn learn_run(&self, run: &str) -> bool {
-        self.run.set(run.into()).is_ok()
+        self.run.get().is_none() && self.run.set(run.into()).is_ok()
+    }
+
+    /// Its answer is brought here from another gateway.
+    pub(super) fn follows(&self, part: Part) {
+        let _ = self.followed.set(part);
+    }
+
+    /// What the request that began it here is of the turn.
+    pub(super) fn part(&self) -> Part {
+        self.followed.get().copied().unwrap_or(Part::Started)
+    }
+
+    /// This gateway sends it to Letta.
+    pub(super) fn is_ours(&self) -> bool {
+        self.followed.get().is_none()
+    }
+
+    /// It never reached Letta, or was refused there: who sends it again begins anew.
+    pub(super) fn make_void(&self) {
+        self.is_void.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_void(&self) -> bool {
+        self.is_void.load(Ordering::Relaxed)
     }
 
     /// The last words of its stream, in its own dialect.
@@ -76,10 +133,14 @@ impl Turn {
         }
     }
 
+    /// What the newest turn of its target is found by.
+    pub(super) fn newest(&self) -> Index {
+        self.newest
+    }
+
     /// All it is found by now.
     pub(super) fn indexes(&self) -> impl Iterator<Item = Index> + '_ {
-        let run = self.run().map(|run| super::marks::run(&self.key, run));
-        let newest = super::marks::newest(&self.key, self.target.id());
-        self.marks.all().chain(run).chain([newest])
+        let run = self.run().map(|run| marks::run(&self.key, run));
+        self.marks.all().chain(run).chain([self.newest()])
     }
 }

@@ -9,14 +9,15 @@ use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Message};
+use super::fleet::{Fleet, Mirrored};
 use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
-use super::log::{Head, Phase};
+use super::log::{Ended, Head, Phase};
 use super::marks::{Marks, Target};
 use super::registry::Registry;
 use super::resume::{self, Asked};
-use super::shared::Turn;
-use super::{Dispatch, Settings};
+use super::shared::{Beginning, Turn};
+use super::{Dispatch, Index, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;
 use crate::body::{Body, RequestBody, Response};
@@ -29,6 +30,7 @@ use crate::letta::routes::Sends;
 use crate::letta::sse;
 use crate::limits::Seat;
 use crate::step::{Handle, Step};
+use crate::store::Store;
 use crate::telemetry::record::Sink;
 use crate::telemetry::turn::Part;
 use crate::telemetry::{Metrics, Record};
@@ -51,6 +53,8 @@ pub(super) struct Desk {
     pub settings: Settings,
     pub registry: Arc<Registry>,
     pub lanes: Lanes,
+    /// None: the turns of this gateway are its own.
+    pub fleet: Option<Arc<Fleet>>,
     pub tasks: TaskTracker,
     pub metrics: Arc<Metrics>,
     pub cutoff: Cutoff,
@@ -61,6 +65,10 @@ pub(super) struct Desk {
 }
 
 impl Desk {
+    fn turn(&self, from: Beginning<'_>) -> Result<Arc<Turn>, Error> {
+        Turn::new(from, self.settings.max_log, self.settings.window, self.fleet.is_some())
+    }
+
     async fn read(&self, parts: &mut Parts, most: usize) -> Result<Read, Error> {
         let reading = std::mem::take(parts.request.body_mut()).read(most);
         timeout(self.patience, reading).await.map_err(|_| Error::BodyTimeout)?
@@ -69,15 +77,29 @@ impl Desk {
 
 impl Turns {
     /// Turns and lanes of `previous` go on. `max_body`: bytes of a request body; `patience`: how long it may take to come.
-    pub fn new(settings: &Settings, max_body: u64, patience: Duration, sink: &Sink, previous: Option<&Self>) -> Self {
+    ///
+    /// Must be called within a tokio runtime if the store is shared.
+    pub fn new(
+        settings: &Settings,
+        max_body: u64,
+        patience: Duration,
+        store: &Store,
+        sink: &Sink,
+        previous: Option<&Self>,
+    ) -> Self {
         let (registry, lanes, tasks) = match previous {
             Some(Self { desk }) => (Arc::clone(&desk.registry), desk.lanes.clone(), desk.tasks.clone()),
-            None => Default::default(),
+            None => {
+                let tasks = TaskTracker::new();
+                (Arc::default(), Lanes::new(&tasks), tasks)
+            }
         };
+        let fleet = Fleet::of(store, &registry, &tasks, previous.and_then(|previous| previous.desk.fleet.as_ref()));
         let desk = Desk {
             settings: settings.clone(),
             registry,
             lanes,
+            fleet,
             tasks,
             metrics: Arc::clone(&sink.metrics),
             cutoff: sink.cutoff.clone(),
@@ -126,34 +148,32 @@ impl Turns {
             return pass(parts, seat, record, below).await;
         };
         let marks = Marks::of(&key.id, sends, &target, &sending, repeat)?;
-        let turn = Turn::new(marks, target, sends, &key.id, sending.streams, desk.settings.max_log, record.started);
+        let Repeat { is_retry, .. } = repeat;
+        let (streams, began) = (sending.streams, record.started);
+        let beginning = Beginning { marks, target, sends, key: &key.id, streams, is_retry, began };
+        let turn = desk.turn(beginning)?;
         // a follower before it is known: nobody else can be its last
         let follower = Follower::of(&turn, &desk.metrics)?;
-        if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe, repeat.is_retry)? {
+        if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe)? {
             drop((follower, seat));
             return self.repeat(&known, record).await;
         }
-        let bill = seat.as_mut().and_then(Seat::bill);
-        let permit = match seat.map(Seat::take).transpose() {
-            Ok(permit) => permit,
-            Err(error) => {
-                desk.registry.forget(&turn);
-                return Err(error);
-            }
-        };
         let Parts { request, peer, route, subject, key } = parts;
         let (head, _) = request.into_parts();
         let message = Message { uri: head.uri, headers: head.headers, body, route, subject, peer, key };
+        record.turn = Some((Part::Started, turn.facts.clone()));
+        let mut engines = record.apart();
+        engines.turn.clone_from(&record.turn);
         let engine = Engine {
             desk: Arc::clone(desk),
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
             message,
-            permit,
-            bill,
-            record: record.apart(),
+            bill: seat.as_mut().and_then(Seat::bill),
+            seat,
+            permit: None,
+            record: engines,
         };
-        record.turn = Some((Part::Started, turn.facts.clone()));
         if sending.streams {
             desk.tasks.spawn(engine.run());
             self.stream(follower, record).await
@@ -161,8 +181,10 @@ impl Turns {
             let head = Driven::new(engine.run(), &turn, &desk.tasks).head(&follower).await;
             record.queued = turn.facts.now().queued;
             let head = head?;
+            let part = turn.part();
+            record.turn = Some((part, turn.facts.clone()));
             record.adopt(&head.exchange);
-            Ok(self.response(head, follower, Part::Started, 0))
+            Ok(self.response(head, follower, part, 0))
         }
     }
 
@@ -195,22 +217,52 @@ impl Turns {
             }
         };
         record.request_bytes = body.len() as u64;
-        let found = Asked::read(&body).and_then(|asked| {
+        let asked = Asked::read(&body).and_then(|asked| {
             let index = asked.index(parts.route, parts.subject.as_deref()?, &parts.key.as_ref()?.id)?;
-            let turn = self.desk.registry.find(&index).filter(|turn| turn.streams)?;
-            Some((turn, asked.starting_after.unwrap_or(0)))
+            Some((index, asked.starting_after.unwrap_or(0)))
         });
-        let Some((turn, after)) = found else {
+        let found = match (&asked, &parts.key) {
+            (Some((index, _)), Some(key)) => self.known(index, &key.id, record).await?,
+            _ => None,
+        };
+        let (Some(follower), Some((_, after))) = (found, asked) else {
             *parts.request.body_mut() = RequestBody::whole(body);
             return below.handle(Dispatch { parts }, record).await;
         };
         let part = Part::Resumed;
         self.desk.metrics.turns.repeat(part.as_str());
-        record.turn = Some((part, turn.facts.clone()));
-        let follower = Follower::of(&turn, &self.desk.metrics)?;
+        record.turn = Some((part, follower.turn().facts.clone()));
         let head = follower.head().await?;
         record.upstream.clone_from(&head.exchange.upstream);
         Ok(self.response(head, follower, part, after))
+    }
+
+    /// A follower of the stream that `key` finds by `index`, on this gateway or another.
+    async fn known(&self, index: &Index, key: &str, record: &Record) -> Result<Option<Follower>, Error> {
+        let desk = &self.desk;
+        if let Some(turn) = desk.registry.find(index) {
+            return turn.streams.then(|| Follower::of(&turn, &desk.metrics)).transpose();
+        }
+        let Some(fleet) = &desk.fleet else { return Ok(None) };
+        let Some((theirs, note)) = fleet.find(key, index).await.filter(|(_, note)| note.streams) else {
+            return Ok(None);
+        };
+        let marks = Marks { message: note.message, otid: None, idempotency: None };
+        let (target, sends) = (Target::Conversation(Box::default()), note.sends);
+        let beginning = Beginning { marks, target, sends, key, streams: true, is_retry: false, began: record.started };
+        let turn = desk.turn(beginning)?;
+        let follower = Follower::of(&turn, &desk.metrics)?;
+        let mirroring = (Arc::clone(fleet), Arc::clone(&turn));
+        desk.tasks.spawn(async move {
+            let (fleet, turn) = mirroring;
+            let ended = match fleet.mirror(theirs, &turn).await {
+                Mirrored::Ended(ended) => ended,
+                _ => Ended::Failed(Error::AnswerNotKept { run: turn.run().map(Box::from) }),
+            };
+            turn.log.end(ended);
+        });
+        // what has no head is not known here
+        Ok(follower.head().await.is_ok().then_some(follower))
     }
 
     /// The response to a client that wants a stream: with Letta's head, or without it after the first silence.
@@ -223,6 +275,8 @@ impl Turns {
         match head {
             Ok(head) => {
                 let head = head?;
+                let part = if part == Part::Started { turn.part() } else { part };
+                record.turn = Some((part, turn.facts.clone()));
                 if part == Part::Started {
                     record.adopt(&head.exchange);
                 } else {
@@ -273,10 +327,15 @@ impl Turns {
 
 /// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.
 fn timing(queued: Duration, letta: Duration) -> HeaderValue {
-    use std::io::Write as _;
     let mut text = Vec::with_capacity(48);
-    let millis = |duration: Duration| duration.as_micros() as f64 / 1000.0;
-    let _ = write!(text, "queue;dur={:.3}, letta;dur={:.3}", millis(queued), millis(letta));
+    for (name, duration) in [("queue;dur=", queued), (", letta;dur=", letta)] {
+        text.extend_from_slice(name.as_bytes());
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        let (whole, part) = (micros / 1000, micros % 1000);
+        text.extend_from_slice(itoa::Buffer::new().format(whole).as_bytes());
+        text.push(b'.');
+        text.extend([part / 100, part / 10 % 10, part % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or(0)));
+    }
     HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
 }
 

@@ -129,6 +129,26 @@ async fn a_client_that_hangs_up_at_done_has_lost_nothing() {
     assert_eq!(log[0]["ended_by"], "complete", "{}", log[0]);
 }
 
+/// The replica ends the stream a little after that.
+#[tokio::test]
+async fn a_client_that_hangs_up_at_done_has_not_left_its_turn() {
+    let (replica, feed) = fed().await;
+    let proxy = gateway(&[&replica], "turns: { on_disconnect: cancel }").await;
+    feed.send(bytes(DONE)).await.unwrap();
+    let response = proxy.open(proxy.request("POST", &path()).body(Bytes::from("{\"input\":\"x\"}")).unwrap()).await;
+    let mut body = response.into_body();
+    assert_eq!(body.frame().await.unwrap().unwrap().into_data().unwrap(), DONE);
+    drop(body);
+    proxy.log(1).await;
+    // by the time this is answered a question about the run would have been asked
+    proxy.get(&format!("/v1/agents/{AGENT}")).await;
+    drop(feed);
+    proxy.metric_is("letta_gateway_turns_total{outcome=\"answered\"}", 1.0).await;
+    assert_eq!(proxy.metric("letta_gateway_turns_detached_total").await, 0.0);
+    let seen = replica.seen();
+    assert_eq!(seen.len(), 2, "{seen:?}");
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_mid_stream_leaves_its_turn_running() {
     let (replica, feed) = fed().await;

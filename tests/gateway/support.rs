@@ -60,6 +60,8 @@ pub(crate) enum Reply {
     Stream(mpsc::Receiver<Option<Bytes>>),
     /// The same with another content type.
     Pieces(&'static str, mpsc::Receiver<Option<Bytes>>),
+    /// JSON that comes after its head, with its length told in that.
+    Sized(usize, mpsc::Receiver<Option<Bytes>>),
     /// Answers when the test says what.
     Wait(oneshot::Receiver<Reply>),
     /// The same with a status that is not 200.
@@ -187,6 +189,11 @@ async fn answer(
         }
         Reply::Stream(events) => pieces("text/event-stream; charset=utf-8", events),
         Reply::Pieces(content_type, events) => pieces(content_type, events),
+        Reply::Sized(length, events) => {
+            let mut response = pieces("application/json", events);
+            response.headers_mut().insert("content-length", length.into());
+            response
+        }
         Reply::Failing(status, content_type, events) => {
             let mut response = pieces(content_type, events);
             *response.status_mut() = status.try_into().unwrap();

@@ -259,6 +259,60 @@ async fn whoever_ended_a_request_is_named() {
     assert_eq!(proxy.log(4).await.len(), 4);
 }
 
+/// Letta writes head and body apart. Whoever has as many bytes as were promised asks for no more.
+#[tokio::test]
+async fn an_answer_that_was_handed_over_whole_is_complete_however_it_came() {
+    let body = letta_answer("hi");
+    let (half, rest) = body.split_at(40);
+    let (half, rest, length) = (Bytes::from(half.to_owned()), Bytes::from(rest.to_owned()), body.len());
+    let (begun, mut feeds) = mpsc::unbounded_channel();
+    let a = Replica::start(move |seen| {
+        if seen.target.starts_with("/v1/runs/") {
+            return json("[]");
+        }
+        let (feed, pieces) = mpsc::channel(4);
+        begun.send(feed).unwrap();
+        Reply::Sized(length, pieces)
+    })
+    .await;
+    let proxy = gateway(&[&a], "cache: { agents: [\"*\"] }").await;
+    let path = format!("{}/messages", agent());
+    let ask = |method: &str, path: &str| {
+        let request = proxy.request(method, path).header("content-type", "application/json");
+        proxy.open(request.body(Bytes::from("{\"input\":\"hello\"}")).unwrap())
+    };
+    for (count, (method, path)) in [("POST", &path), ("GET", &agent())].into_iter().enumerate() {
+        let begins = async {
+            let feed = feeds.recv().await.unwrap();
+            feed.send(Some(half.clone())).await.unwrap();
+            feed
+        };
+        let (response, feed) = tokio::join!(ask(method, path), begins);
+        feed.send(Some(rest.clone())).await.unwrap();
+        assert_eq!(Answer::of(response).await.text(), body);
+        let line = &proxy.log(count + 1).await[count];
+        assert_eq!((&line["ended_by"], &line["bytes_out"]), (&"complete".into(), &length.into()), "{line}");
+    }
+    assert_eq!(proxy.log(2).await[0]["outcome"], "end_turn");
+    assert_eq!(proxy.metric("letta_gateway_turns_detached_total").await, 0.0, "nobody left it");
+    // and so it is worth keeping
+    let kept = Answer::of(ask("POST", &path).await).await;
+    assert_eq!((kept.text(), a.count()), (body, 2));
+    assert!(kept.header("cache-status").unwrap().contains("; hit;"), "{kept:?}");
+
+    // what breaks off is neither
+    let other = format!("{path}?order=asc");
+    let breaks = async {
+        let feed = feeds.recv().await.unwrap();
+        feed.send(Some(half.clone())).await.unwrap();
+        feed.send(None).await.unwrap();
+    };
+    let (response, ()) = tokio::join!(ask("POST", &other), breaks);
+    assert!(response.into_body().collect().await.is_err());
+    let line = &proxy.log(4).await[3];
+    assert_eq!((&line["ended_by"], &line["outcome"]), (&"upstream".into(), &"broken".into()), "{line}");
+}
+
 #[tokio::test]
 async fn a_client_that_leaves_before_the_answer_is_told_without_a_status() {
     let a = Replica::start(|_| Reply::Hang).await;

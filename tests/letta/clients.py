@@ -13,7 +13,6 @@ import queue
 import ssl
 import subprocess
 import threading
-import time
 from dataclasses import dataclass, field
 
 import httpx
@@ -48,7 +47,7 @@ class Refused(Exception):
 
 
 class Stream:
-    """Events as they arrive; `times` holds when each one did, in seconds since the stream was opened."""
+    """Events as they arrive."""
 
     def __init__(self, status, headers, events, close, attempts=()):
         self.status = status
@@ -56,14 +55,7 @@ class Stream:
         self.close = close
         # As in `Reply`.
         self.attempts = list(attempts)
-        self.times = []
-        self.opened = time.monotonic()
-        self.events = self.timed(events)
-
-    def timed(self, events):
-        for event in events:
-            self.times.append(time.monotonic() - self.opened)
-            yield event
+        self.events = iter(events)
 
     def __iter__(self):
         return self.events

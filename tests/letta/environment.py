@@ -176,6 +176,11 @@ class Model:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/stats?{query}", timeout=10) as response:
             return json.load(response)["calls"]
 
+    def release(self, name):
+        """Lets the calls go on that a `[[hold=name]]` stopped, and those that it would."""
+        query = urllib.parse.urlencode({"name": name})
+        urllib.request.urlopen(f"http://127.0.0.1:{self.port}/release?{query}", data=b"", timeout=10).close()
+
     def stop(self):
         # It would wait for the answers that it still gives to nobody.
         self.server.stop(signal.SIGKILL)

@@ -113,6 +113,16 @@ class Gateway:
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10) as answer:
             return answer.read().decode()
 
+    def metric(self, name):
+        """What a counter or a gauge says, with its labels as they are written; 0 before it is told."""
+        told = [line.rsplit(" ", 1) for line in self.metrics().splitlines()]
+        return next((float(value) for series, value in told if series == f"letta_gateway_{name}"), 0.0)
+
+    def has_store(self):
+        """The store of its configuration is there; what is sent before is neither looked for nor kept."""
+        with urllib.request.urlopen(f"{self.admin_url}/readyz", timeout=10) as answer:
+            return json.load(answer)["store"]["state"] in ("in_process", "ok")
+
     def signal(self, sign):
         self.process.send_signal(sign)
 

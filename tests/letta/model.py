@@ -8,6 +8,7 @@ It answers with an echo of the last user message. Directives inside that message
     [[status=500]]  refuse with this status, as the provider does
     [[cut]]         close the connection after five words
     [[hang]]        never answer
+    [[hold=name]]   say one word (none where the answer comes whole) and wait until `POST /release?name=…`
     [[tool=name]]   call this tool (once), then answer
 
 Every chat call is recorded with the user's words in it; `GET /stats?text=T` hands out the calls with T in them, and it
@@ -16,6 +17,7 @@ is how a test knows that a message did not reach the model, and which calls over
 
 import argparse
 import asyncio
+import collections
 import json
 import re
 import time
@@ -33,6 +35,7 @@ class Record:
 
     def __init__(self):
         self.calls = []
+        self.releases = collections.defaultdict(asyncio.Event)
         self.in_flight = 0
         self.most_in_flight = 0
 
@@ -88,6 +91,11 @@ async def answer(request, body, directives, plain):
         error = {"message": f"the stub model was told to answer {status}", "type": "stub", "code": str(status)}
         return web.json_response({"error": error}, status=status)
 
+    async def hold():
+        if "hold" in directives:
+            released = request.app[RECORD].releases[directives["hold"]]
+            await asyncio.wait_for(released.wait(), LONGEST_HANG_SECONDS)
+
     tool = directives.get("tool")
     if tool and body["messages"][-1].get("role") != "tool":
         words, calls, finish = [], [tool_call(tool)], "tool_calls"
@@ -95,7 +103,8 @@ async def answer(request, body, directives, plain):
         words, calls, finish = words_of(directives, plain), None, "stop"
     pause = 1 / float(directives["rate"]) if "rate" in directives else 0
     if body.get("stream"):
-        return await stream(request, body, words, calls, finish, pause, "cut" in directives)
+        return await stream(request, body, words, calls, finish, pause, hold, "cut" in directives)
+    await hold()
     if "cut" in directives:
         request.transport.abort()
     await asyncio.sleep(pause * len(words))
@@ -114,7 +123,7 @@ async def answer(request, body, directives, plain):
     )
 
 
-async def stream(request, body, words, calls, finish, pause, cut):
+async def stream(request, body, words, calls, finish, pause, hold, cut):
     response = web.StreamResponse(headers={"content-type": "text/event-stream"})
     await response.prepare(request)
 
@@ -137,6 +146,8 @@ async def stream(request, body, words, calls, finish, pause, cut):
             return response
         await asyncio.sleep(pause)
         await send({"content": word})
+        if n == 0:
+            await hold()
     for n, call in enumerate(calls or []):
         await send({"tool_calls": [{"index": n, **call}]})
     await send({}, finish)
@@ -176,6 +187,11 @@ async def stats(request):
     return web.json_response({"calls": calls, "in_flight": record.in_flight, "most_in_flight": record.most_in_flight})
 
 
+async def release(request):
+    request.app[RECORD].releases[request.query["name"]].set()
+    return web.json_response({})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--port", type=int, required=True)
@@ -186,6 +202,7 @@ def main():
     app.router.add_post("/v1/chat/completions", chat)
     app.router.add_post("/v1/embeddings", embeddings)
     app.router.add_get("/stats", stats)
+    app.router.add_post("/release", release)
     web.run_app(app, host="127.0.0.1", port=port, print=None, access_log=None)
 
 

@@ -1,6 +1,7 @@
 """Replicas that die, and a gateway that leaves: what a client sees of it."""
 
 import os
+import re
 import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -123,16 +124,23 @@ def test_a_replica_killed_under_a_message_is_told_and_the_message_is_not_sent_tw
             sent.result(timeout=20)
     assert refused.value.name == "InternalServerError"
     assert refused.value.status == 502
-    # Whether Letta did it is unknown, so neither the gateway nor the client does it again.
+    # Letta may have done some of it, so neither the gateway nor the client does it again.
     assert refused.value.headers["x-should-retry"] == "false"
     assert refused.value.attempts == [502]
     assert refused.value.body["detail"] == refused.value.body["message"]
     assert len(mortal.model.calls(text)) == 1
-    assert [request["replica"] for request in mortal.requests(marks)] == [mortal.replicas.index(dead)]
+    messages = [request["replica"] for request in mortal.requests(marks) if request["target"].endswith("/messages")]
+    assert messages == [mortal.replicas.index(dead)]
+    # What became of it was learned from the living replica, and is told.
+    told = refused.value.body["message"]
+    (run,) = re.findall(r"run-[0-9a-f-]{36}", told)
+    assert "it ended with its replica and was cancelled" in told
+    assert client.call("runs.retrieve", run).value["status"] == "cancelled"
+    assert client.call("agents.messages.create", agent.id, messages=user("and now?")).attempts == [200]
 
 
-def test_a_conversation_whose_replica_died_is_freed_by_a_cancel(connect, own_gateway, agent, mortal):
-    """Letta's lock outlives the replica that held it: until then the conversation answers 409, on every replica."""
+def test_a_conversation_whose_replica_died_takes_the_next_message(connect, own_gateway, agent, mortal):
+    """Letta's lock outlives the replica that held it, for minutes and on every replica: the gateway frees it."""
     client = connect(own_gateway.url)
     conversation = client.call("conversations.create", agent_id=agent.id).value["id"]
     marks = mortal.mark()
@@ -142,11 +150,10 @@ def test_a_conversation_whose_replica_died_is_freed_by_a_cancel(connect, own_gat
     serving(mortal, marks).kill()
     with pytest.raises(Refused):
         list(stream)
-    with pytest.raises(Refused) as refused:
-        list(client.call("conversations.messages.create", conversation, messages=user("go on")))
-    assert (refused.value.name, refused.value.body["run_id"]) == ("ConflictError", run)
-    assert client.call("conversations.cancel", conversation).value == {run: "cancelled"}
-    assert words(list(client.call("conversations.messages.create", conversation, messages=user("go on")))) == "echo: go on"
+    following = client.call("conversations.messages.create", conversation, messages=user("go on"))
+    assert (words(list(following)), following.attempts) == ("echo: go on", [200])
+    assert client.call("runs.retrieve", run).value["status"] == "cancelled"
+    assert own_gateway.metric('conflicts_total{kind="freed"}') == 1
 
 
 def test_an_agents_messages_stay_with_one_replica(connect, own_gateway, agent, letta):

@@ -11,7 +11,8 @@ from gateway import ALL_SCOPES, key, key_text
 
 PLANS = {
     "hourly": {"rate": {"requests": 1, "per": "1h", "burst": 1}, "in_flight": 8},
-    "two-seconds": {"rate": {"requests": 1, "per": "2s", "burst": 1}, "in_flight": 8},
+    # Longer than any two requests take, short enough to be waited for.
+    "five-seconds": {"rate": {"requests": 1, "per": "5s", "burst": 1}, "in_flight": 8},
     "one-at-a-time": {"rate": {"requests": 100000, "per": "1m", "burst": 1000}, "in_flight": 1},
 }
 
@@ -47,23 +48,22 @@ def test_over_the_limit_is_a_rate_limit_error_that_says_when_to_come_back(connec
 
 
 def test_the_clients_own_retry_waits_as_long_as_it_is_told(connect, limited, agent, letta):
-    client = connect(limited.url, key="two-seconds", retries=2)
+    client = connect(limited.url, key="five-seconds", retries=2)
     marks = letta.mark()
     client.call("agents.retrieve", agent.id)
-    asked = time.monotonic()
     reply = client.call("agents.retrieve", agent.id)
+    # Sooner, it would have been refused once more.
     assert reply.attempts == [429, 200]
-    assert 1 < time.monotonic() - asked < 10
     assert len(letta.requests(marks)) == 2
 
 
 def test_without_retries_the_client_raises_at_once(connect, limited, agent):
-    client = connect(limited.url, key="two-seconds", retries=0)
+    client = connect(limited.url, key="five-seconds", retries=0)
     client.call("agents.retrieve", agent.id)
     with pytest.raises(Refused) as refused:
         client.call("agents.retrieve", agent.id)
     assert refused.value.name == "RateLimitError"
-    assert refused.value.headers["retry-after"] in ("1", "2")
+    assert 1 <= int(refused.value.headers["retry-after"]) <= 5
     assert refused.value.headers.get("x-should-retry") != "false"
 
 
@@ -78,7 +78,7 @@ def test_one_keys_limit_is_not_anothers(connect, limited, agent):
 
 def test_a_stream_is_in_flight_until_its_last_byte(connect, limited, agent, letta):
     client = connect(limited.url, key="one-at-a-time")
-    text = "[[tokens=30]] [[rate=15]] talking"
+    text = f"[[tokens=30]] [[hold={agent.id}]] talking"
     stream = client.call("agents.messages.create", agent.id, messages=user(text), streaming=True, stream_tokens=True)
     stream.until("assistant_message")
     marks = letta.mark()
@@ -87,6 +87,7 @@ def test_a_stream_is_in_flight_until_its_last_byte(connect, limited, agent, lett
     assert (refused.value.name, refused.value.status) == ("RateLimitError", 429)
     assert int(refused.value.headers["retry-after"]) >= 1
     assert letta.requests(marks) == []
+    letta.model.release(agent.id)
     list(stream)
 
     def free_again():
@@ -96,11 +97,11 @@ def test_a_stream_is_in_flight_until_its_last_byte(connect, limited, agent, lett
             assert refused.status == 429
             return False
 
-    wait_until(free_again, "the stream's place is free again", seconds=5)
+    wait_until(free_again, "the stream's place is free again", seconds=20)
 
 
 def test_a_tutorials_retry_loop_gets_through(http, limited, agent):
-    http.headers = {"Authorization": f"Bearer {key_text('two-seconds')}"}
+    http.headers = {"Authorization": f"Bearer {key_text('five-seconds')}"}
     seen = []
     for _ in range(2):
         while (answer := http.send("GET", f"{limited.url}/agents/{agent.id}")).status == 429:

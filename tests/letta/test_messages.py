@@ -1,9 +1,11 @@
 """Messages, streams, runs and conversations through the gateway, as the official clients send them."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+import gateway as gateways
 from clients import Refused
 from environment import MODEL, wait_until
 
@@ -54,16 +56,15 @@ def test_a_stream_by_step_holds_lettas_events_in_order(client, agent):
     assert [kind for kind in kinds(events) if kind != "ping"] == ["assistant_message", "stop_reason", "usage_statistics"]
 
 
-def test_a_stream_by_token_arrives_event_by_event(client, agent):
-    text = "[[tokens=20]] [[rate=10]] by token"
+def test_a_stream_by_token_arrives_event_by_event(client, agent, letta):
+    text = f"[[tokens=20]] [[hold={agent.id}]] by token"
     stream = client.call("agents.messages.create", agent.id, messages=user(text), streaming=True, stream_tokens=True)
-    events = list(stream)
-    at = [time for time, event in zip(stream.times, events, strict=True) if event["message_type"] == "assistant_message"]
+    first = [stream.until("assistant_message")]
+    # It is here although the model has not said more: nothing on the way waits for company.
+    letta.model.release(agent.id)
+    events = first + list(stream)
     assert words(events).split() == [f"word{n}" for n in range(20)]
-    assert len(at) >= 20
-    # Two seconds of talking: had anything on the way collected it, all would have come together.
-    assert at[-1] - at[0] > 1.5
-    assert max(later - earlier for earlier, later in zip(at, at[1:], strict=False)) < 1
+    assert kinds(events).count("assistant_message") >= 20
 
 
 def test_the_older_stream_method_works(client, agent):
@@ -120,17 +121,90 @@ def test_a_conversation_is_held(client, agent):
     client.call("conversations.delete", conversation["id"])
 
 
-def test_lettas_own_conflict_arrives_as_such(client, agent):
+@pytest.fixture
+def own_gateway(start_gateway, letta):
+    """A gateway whose counts no other test shares."""
+    return start_gateway(gateways.config(letta))
+
+
+def test_a_message_to_an_agent_at_work_waits_for_its_turn(connect, own_gateway, agent, letta):
+    """Letta has no lock there: both would be answered, and one of them would be gone from the agent's memory."""
+    client, path = connect(own_gateway.url), "agents.messages.create"
+    text = f"[[tokens=5]] [[hold={agent.id}]] first"
+    with ThreadPoolExecutor(1) as waiting:
+        stream = client.call(path, agent.id, messages=user(text), streaming=True, stream_tokens=True)
+        first = [stream.until("assistant_message")]
+        marks = letta.mark()
+        later = waiting.submit(connect(own_gateway.url).call, path, agent.id, messages=user(f"second {agent.id}"))
+        wait_until(lambda: own_gateway.metric("turns_waiting") == 1, "the second message waits")
+        assert sends(letta, marks) == []
+        letta.model.release(agent.id)
+        assert words(first + list(stream)).split() == [f"word{n}" for n in range(5)]
+        reply = later.result()
+    assert (reply.value["messages"][-1]["content"], reply.attempts) == (f"echo: second {agent.id}", [200])
+    assert "x-turn" not in reply.headers, "it is a turn of its own"
+    earlier, then = letta.model.calls(agent.id)
+    assert earlier["ended"] <= then["started"]
+    history = client.call("agents.messages.list", agent.id, order="asc").value
+    said = [message["content"] for message in history if message["message_type"] == "user_message"]
+    assert said == [text, f"second {agent.id}"]
+
+
+def test_a_message_to_a_conversation_at_work_waits_for_its_turn(connect, own_gateway, agent, letta):
+    """Letta's lock is not met: no client sees the 409 that it would answer."""
+    client, path = connect(own_gateway.url), "conversations.messages.create"
     conversation = client.call("conversations.create", agent_id=agent.id).value["id"]
-    text = "[[tokens=40]] [[rate=20]] busy"
-    stream = client.call("conversations.messages.create", conversation, messages=user(text), stream_tokens=True)
-    run = stream.until("assistant_message")["run_id"]
-    with pytest.raises(Refused) as refused:
-        client.call("conversations.messages.create", conversation, messages=user("too soon"))
-    assert (refused.value.name, refused.value.status) == ("ConflictError", 409)
-    assert refused.value.body["run_id"] == run
-    assert refused.value.body["detail"].startswith("CONFLICT: Cannot send a new message")
-    assert words(list(stream)).split()[-1] == "word39"
+    text = f"[[tokens=5]] [[hold={agent.id}]] first"
+    with ThreadPoolExecutor(1) as waiting:
+        stream = client.call(path, conversation, messages=user(text), stream_tokens=True)
+        first = [stream.until("assistant_message")]
+        marks = letta.mark()
+        later = waiting.submit(lambda: list(connect(own_gateway.url).call(path, conversation, messages=user("second"))))
+        wait_until(lambda: own_gateway.metric("turns_waiting") == 1, "the second message waits")
+        assert sends(letta, marks) == []
+        letta.model.release(agent.id)
+        assert words(first + list(stream)).split() == [f"word{n}" for n in range(5)]
+        assert words(later.result()) == "echo: second"
+
+
+def held_aside(direct, conversation, name):
+    """A run on the conversation that a replica was asked for directly: no gateway knows of it."""
+    text = f"[[tokens=5]] [[hold={name}]] aside"
+    stream = direct.call("conversations.messages.create", conversation, messages=user(text), stream_tokens=True)
+    return stream, stream.until("assistant_message")["run_id"]
+
+
+def test_a_conversation_that_others_keep_busy_is_waited_for(connect, own_gateway, direct, agent, letta):
+    client, path = connect(own_gateway.url), "conversations.messages.create"
+    conversation = client.call("conversations.create", agent_id=agent.id).value["id"]
+    aside, _ = held_aside(direct, conversation, agent.id)
+    with ThreadPoolExecutor(1) as waiting:
+        text = f"in time for {agent.id}"
+        later = waiting.submit(lambda: list(client.call(path, conversation, messages=user(text))))
+        # It was sent, and Letta's 409 came: it is the gateway that knows better than to pass it on.
+        wait_until(lambda: own_gateway.metric('conflicts_total{kind="busy"}') >= 1, "Letta's conflict")
+        letta.model.release(agent.id)
+        assert words(later.result()) == f"echo: {text}"
+    list(aside)
+    assert len(letta.model.calls(text)) == 1
+
+
+def test_lettas_own_conflict_arrives_as_such_once_patience_is_over(http, start_gateway, direct, agent, letta):
+    gateway = start_gateway(gateways.config(letta, turns={"lane": {"max_wait": "300ms"}}))
+    conversation = direct.call("conversations.create", agent_id=agent.id).value["id"]
+    aside, run = held_aside(direct, conversation, agent.id)
+    path, body = f"/v1/conversations/{conversation}/messages", {"messages": user(f"too soon {agent.id}")}
+    answer = http.send("POST", f"{gateway.url}{path}", body)
+    with_password = {"Authorization": f"Bearer {letta.password}"}
+    lettas = http.send("POST", f"{letta.replicas[0].url}{path}", body, with_password)
+    assert (answer.status, answer.value) == (lettas.status, lettas.value)
+    assert answer.status == 409
+    assert json.loads(answer.value)["run_id"] == run
+    # Nobody did it, and it can be done now.
+    assert letta.model.calls(f"too soon {agent.id}") == []
+    letta.model.release(agent.id)
+    list(aside)
+    assert "echo: too soon" in "".join(http.send("POST", f"{gateway.url}{path}", body))
 
 
 def test_a_pending_approval_arrives_as_letta_says_it(client, agent):

@@ -19,7 +19,7 @@ mod upstream;
 
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
 pub(super) use plan::{Budget, Mode, Plan, PlanScope, Rate, Rates};
-pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, Turns};
+pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, OnStoreError, Turns};
 pub(super) use upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
 
 /// Configuration of letta-gateway.

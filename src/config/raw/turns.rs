@@ -31,6 +31,9 @@ pub(in crate::config) struct Turns {
     pub max_log: ByteSize,
     /// Size of all answers that are kept in this process.
     pub max_total: ByteSize,
+    /// Messages while the Redis of store.redis is gone: each gateway has turns of its own (local), or they are refused
+    /// (deny). One that is away for less than 5 s is waited for.
+    pub on_store_error: OnStoreError,
 }
 
 impl Default for Turns {
@@ -43,6 +46,7 @@ impl Default for Turns {
             keepalive: DurationText::secs(15),
             max_log: ByteSize::mib(1),
             max_total: ByteSize::mib(64),
+            on_store_error: OnStoreError::Local,
         }
     }
 }
@@ -61,6 +65,13 @@ pub(in crate::config) enum OnDisconnect {
     Detach,
     Cancel,
     Drain,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(in crate::config) enum OnStoreError {
+    Local,
+    Deny,
 }
 
 /// None: off.

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use super::{Check, DAY, HOUR};
 use crate::config::raw;
-use crate::turn::{self, Dedupe, LaneSettings, OnDisconnect};
+use crate::turn::{self, Dedupe, LaneSettings, OnDisconnect, OnStoreError};
 
 impl Check {
     pub(super) fn turns(&mut self, turns: raw::Turns) -> turn::Settings {
-        let raw::Turns { dedupe, window, lane, on_disconnect, keepalive, max_log, max_total } = turns;
+        let raw::Turns { dedupe, window, lane, on_disconnect, keepalive, max_log, max_total, on_store_error } = turns;
         let second = Duration::from_secs(1);
         let log = self.size("turns.max_log", max_log, 1024..=64 << 20);
         let total = self.size("turns.max_total", max_total, 1024..=1 << 40);
@@ -37,6 +37,10 @@ impl Check {
             keepalive: self.duration("turns.keepalive", keepalive, Duration::ZERO..=HOUR),
             max_log: usize::try_from(log).unwrap_or(usize::MAX),
             max_total: total,
+            on_store_error: match on_store_error {
+                raw::OnStoreError::Local => OnStoreError::Local,
+                raw::OnStoreError::Deny => OnStoreError::Deny,
+            },
         }
     }
 }

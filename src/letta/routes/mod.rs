@@ -117,6 +117,10 @@ pub enum Sends {
     ChatCompletions,
 }
 
+impl Sends {
+    pub const ALL: [Self; 4] = [Self::Agent, Self::AgentStream, Self::Conversation, Self::ChatCompletions];
+}
+
 /// What is looked for in a body before Letta may have it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Watched {

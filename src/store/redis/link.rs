@@ -4,8 +4,8 @@
 //! all that waits on it, because a connection that hangs keeps hanging. One task then connects anew until a PING comes
 //! back within the budget of a command. No request ever waits for that.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::redis::aio::MultiplexedConnection;
@@ -34,6 +34,8 @@ pub(super) struct Link {
     lost: Notify,
     /// When the last connection was made; it may be lost since.
     connected: watch::Sender<Option<Instant>>,
+    /// When the last connection was lost, or began to be looked for.
+    lost_at: Mutex<Instant>,
     /// What it is for, in the log.
     what: &'static str,
     metrics: Arc<Metrics>,
@@ -76,7 +78,20 @@ impl Live {
 impl Link {
     pub(super) fn new(what: &'static str, metrics: Arc<Metrics>) -> Self {
         metrics.redis_up.set(0);
-        Self { live: ArcSwapOption::empty(), lost: Notify::new(), connected: watch::Sender::new(None), what, metrics }
+        Self {
+            live: ArcSwapOption::empty(),
+            lost: Notify::new(),
+            connected: watch::Sender::new(None),
+            lost_at: Mutex::new(Instant::now()),
+            what,
+            metrics,
+        }
+    }
+
+    /// Since when there is no connection; None: there is one.
+    pub(super) fn down_since(&self) -> Option<Instant> {
+        let lost_at = *self.lost_at.lock().unwrap_or_else(PoisonError::into_inner);
+        (!self.is_up()).then_some(lost_at)
     }
 
     pub(super) fn is_up(&self) -> bool {
@@ -163,6 +178,8 @@ impl Link {
 
     /// Opens the breaker, if `live` is what it holds.
     fn lose(&self, live: &Arc<Live>, why: &str) {
+        // before the breaker opens: who finds it open finds since when
+        *self.lost_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let held = self.live.compare_and_swap(live, None);
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, live)) {
             self.metrics.redis_up.set(0);

@@ -13,8 +13,9 @@ use std::time::Duration;
 
 use ::redis::{Client, Cmd, IntoConnectionInfo, TlsCertificates, Value};
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, unconstrained};
 
 use super::{Entry, Key, LimitTiming, RedisSettings, StoreError, Timing};
 use crate::telemetry::Metrics;
@@ -128,7 +129,7 @@ impl Redis {
         }
     }
 
-    /// Returns at once; the value is on its way or given up.
+    /// Returns at once; the value is on its way or given up. A get that comes after finds it.
     pub(super) fn put(&self, key: &Key, entry: &Entry, ttl: Duration) {
         if !self.link.is_up() {
             return;
@@ -142,11 +143,15 @@ impl Redis {
         let mut command = Cmd::new();
         command.arg("SET").arg(self.redis_key(key)).arg(value).arg("PX").arg(milliseconds);
         let link = Arc::clone(&self.link);
-        // ends by itself within its budget
-        tokio::spawn(async move {
+        let mut put = Box::pin(async move {
             let _permit = permit;
             let _ = link.run(&command, WRITE_BUDGET).await;
         });
+        // the first poll queues the command: its client may be answered and ask again before a task gets to run
+        if unconstrained(put.as_mut()).now_or_never().is_none() {
+            // ends by itself within its budget
+            tokio::spawn(put);
+        }
     }
 
     fn redis_key(&self, key: &Key) -> String {

@@ -1,6 +1,8 @@
 //! Handles of one route, key, replica or listener, resolved once: no label look-up on the hot path.
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -160,7 +162,9 @@ pub struct UpstreamMetrics {
     /// Open connections to it, idle ones included.
     pub connections: IntGauge,
     pub ejections: IntCounter,
-    pub connect_failures: IntCounter,
+    connect_failures: IntCounter,
+    /// When it was last found to take no connection: milliseconds of Unix time, 0: never.
+    refused_at: AtomicU64,
 }
 
 impl UpstreamMetrics {
@@ -174,6 +178,7 @@ impl UpstreamMetrics {
             connections: families.upstream_connections.with_label_values(&[id]),
             ejections: families.upstream_ejections.with_label_values(&[id]),
             connect_failures: families.upstream_connect_failures.with_label_values(&[id]),
+            refused_at: AtomicU64::new(0),
         }
     }
 
@@ -190,6 +195,22 @@ impl UpstreamMetrics {
         for counters in [&families.upstream_ejections, &families.upstream_connect_failures] {
             let _ = counters.remove_label_values(&[id]);
         }
+    }
+
+    /// A request found it to take no connection.
+    pub fn connect_failed(&self) {
+        self.connect_failures.inc();
+        self.refused();
+    }
+
+    /// It takes no connection.
+    pub fn refused(&self) {
+        self.refused_at.store(unix_milliseconds(SystemTime::now()), Ordering::Relaxed);
+    }
+
+    /// It has been found to take no connection at `since` or later.
+    pub fn has_refused_since(&self, since: SystemTime) -> bool {
+        self.refused_at.load(Ordering::Relaxed) >= unix_milliseconds(since).max(1)
     }
 
     pub fn requests(&self, status: u16) -> Option<&IntCounter> {
@@ -261,4 +282,8 @@ impl CacheResult {
             Self::Unavailable => "unavailable",
         }
     }
+}
+
+fn unix_milliseconds(time: SystemTime) -> u64 {
+    u64::try_from(time.duration_since(UNIX_EPOCH).unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }

@@ -136,6 +136,11 @@ impl Metrics {
         upstream
     }
 
+    /// The handles of the replica `id`, if it is configured.
+    pub fn known_upstream(&self, id: &str) -> Option<Arc<UpstreamMetrics>> {
+        lock(&self.upstreams).iter().find(|upstream| &*upstream.id == id).map(Arc::clone)
+    }
+
     /// Handles of one listener, by its configured address.
     pub fn listener(&self, address: &str) -> ListenerMetrics {
         ListenerMetrics::new(&self.families, address)

@@ -17,6 +17,15 @@ pub(super) struct Lanes {
 struct Waiter {
     ticket: u64,
     bell: oneshot::Sender<()>,
+    /// Is told how many are served first, the holder included, whenever that changes.
+    ahead: Box<dyn Fn(u32) + Send>,
+}
+
+/// Tells all of a row from `place` on where they are now.
+fn tell(row: &VecDeque<Waiter>, place: usize) {
+    for (ahead, waiter) in (1..).zip(row).skip(place) {
+        (waiter.ahead)(ahead);
+    }
 }
 
 /// What came of entering a lane.
@@ -45,7 +54,22 @@ impl Lanes {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn enter(self: &Arc<Self>, lane: Index, max_waiting: u32) -> Entered {
+    /// The lane, if it is free.
+    pub(super) fn enter_free(self: &Arc<Self>, lane: Index) -> Option<Held> {
+        match self.lock().entry(lane) {
+            Entry::Vacant(vacant) => vacant.insert(VecDeque::new()),
+            Entry::Occupied(_) => return None,
+        };
+        Some(Held { lanes: Arc::clone(self), lane })
+    }
+
+    /// `ahead` is told how many are served first, the holder included, for as long as the lane is waited for.
+    pub(super) fn enter(
+        self: &Arc<Self>,
+        lane: Index,
+        max_waiting: u32,
+        ahead: impl Fn(u32) + Send + 'static,
+    ) -> Entered {
         let mut held = self.lock();
         let row = match held.entry(lane) {
             Entry::Vacant(vacant) => {
@@ -60,7 +84,8 @@ impl Lanes {
         }
         let ticket = row.back().map_or(0, |last| last.ticket + 1);
         let (sender, bell) = oneshot::channel();
-        row.push_back(Waiter { ticket, bell: sender });
+        row.push_back(Waiter { ticket, bell: sender, ahead: Box::new(ahead) });
+        tell(row, row.len() - 1);
         Entered::Waits(Ticket { lanes: Arc::clone(self), lane, ticket, bell })
     }
 
@@ -70,6 +95,7 @@ impl Lanes {
         let Some(row) = held.get_mut(&lane) else { return };
         while let Some(next) = row.pop_front() {
             if next.bell.send(()).is_ok() {
+                tell(row, 0);
                 return;
             }
         }
@@ -84,13 +110,6 @@ impl Drop for Held {
 }
 
 impl Ticket {
-    /// How many are served first, the holder included.
-    pub(super) fn ahead(&self) -> u32 {
-        let held = self.lanes.lock();
-        let place = held.get(&self.lane).and_then(|row| row.iter().position(|waiter| waiter.ticket == self.ticket));
-        place.map_or(0, |place| u32::try_from(place).unwrap_or(u32::MAX).saturating_add(1))
-    }
-
     /// Ready when the lane is this one's.
     pub(super) async fn wait(mut self) -> Held {
         // an error cannot be: whoever takes the bell out of the row rings it
@@ -108,8 +127,10 @@ impl Drop for Ticket {
             return;
         }
         let mut held = self.lanes.lock();
-        if let Some(row) = held.get_mut(&self.lane) {
-            row.retain(|waiter| waiter.ticket != self.ticket);
+        let Some(row) = held.get_mut(&self.lane) else { return };
+        if let Some(place) = row.iter().position(|waiter| waiter.ticket == self.ticket) {
+            row.remove(place);
+            tell(row, place);
         }
     }
 }
@@ -123,36 +144,49 @@ impl Lanes {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use futures_util::FutureExt as _;
 
     use super::*;
 
     const LANE: Index = [7; 32];
 
+    fn enter(lanes: &Arc<Lanes>, lane: Index, max_waiting: u32) -> (Entered, Arc<AtomicU32>) {
+        let ahead = Arc::new(AtomicU32::new(0));
+        let told = Arc::clone(&ahead);
+        (lanes.enter(lane, max_waiting, move |ahead| told.store(ahead, Ordering::Relaxed)), ahead)
+    }
+
     fn held(lanes: &Arc<Lanes>) -> Held {
-        match lanes.enter(LANE, 16) {
+        match enter(lanes, LANE, 16).0 {
             Entered::Held(held) => held,
             _ => panic!("the lane is not free"),
         }
     }
 
-    fn waits(lanes: &Arc<Lanes>) -> Ticket {
-        match lanes.enter(LANE, 16) {
-            Entered::Waits(ticket) => ticket,
+    fn waits(lanes: &Arc<Lanes>) -> (Ticket, Arc<AtomicU32>) {
+        match enter(lanes, LANE, 16) {
+            (Entered::Waits(ticket), ahead) => (ticket, ahead),
             _ => panic!("nothing to wait for"),
         }
+    }
+
+    fn told(ahead: &[&AtomicU32]) -> Vec<u32> {
+        ahead.iter().map(|ahead| ahead.load(Ordering::Relaxed)).collect()
     }
 
     #[tokio::test]
     async fn who_comes_first_is_served_first() {
         let lanes = Arc::new(Lanes::default());
         let first = held(&lanes);
-        let (second, third) = (waits(&lanes), waits(&lanes));
-        assert_eq!((second.ahead(), third.ahead()), (1, 2));
+        let ((second, to_second), (third, to_third)) = (waits(&lanes), waits(&lanes));
+        assert_eq!(told(&[&to_second, &to_third]), [1, 2]);
         let (mut second, mut third) = (Box::pin(second.wait()), Box::pin(third.wait()));
         assert!((&mut second).now_or_never().is_none());
         drop(first);
         assert!((&mut third).now_or_never().is_none());
+        assert_eq!(told(&[&to_third]), [1], "it is told that the row has moved on");
         drop((&mut second).now_or_never().unwrap());
         drop(third.now_or_never().unwrap());
         assert_eq!(lanes.count(), 0, "an idle lane is kept");
@@ -162,9 +196,9 @@ mod tests {
     async fn who_leaves_the_row_holds_up_nobody() {
         let lanes = Arc::new(Lanes::default());
         let first = held(&lanes);
-        let (second, third, fourth) = (waits(&lanes), waits(&lanes), waits(&lanes));
+        let ((second, _), (third, to_third), (fourth, to_fourth)) = (waits(&lanes), waits(&lanes), waits(&lanes));
         drop(second);
-        assert_eq!(third.ahead(), 1);
+        assert_eq!(told(&[&to_third, &to_fourth]), [1, 2]);
         drop(first);
         // the lane is the third's already, and it leaves without having heard of it
         drop(third);
@@ -177,8 +211,8 @@ mod tests {
         let lanes = Arc::new(Lanes::default());
         let _first = held(&lanes);
         let _second = waits(&lanes);
-        assert!(matches!(lanes.enter(LANE, 1), Entered::Full { waiting: 1 }));
-        assert!(matches!(lanes.enter(LANE, 2), Entered::Waits(_)));
-        assert!(matches!(lanes.enter([8; 32], 0), Entered::Held(_)));
+        assert!(matches!(enter(&lanes, LANE, 1).0, Entered::Full { waiting: 1 }));
+        assert!(matches!(enter(&lanes, LANE, 2).0, Entered::Waits(_)));
+        assert!(matches!(enter(&lanes, [8; 32], 0).0, Entered::Held(_)));
     }
 }

@@ -4,7 +4,6 @@
 
 use std::time::Duration;
 
-use ::redis::Value;
 use bytes::Bytes;
 
 use super::script::{ENTER, LEAVE, RENEW, Reply, split_turn};
@@ -43,18 +42,16 @@ impl SharedTurns {
         let mut call = RENEW.key(self.lane_key(lane));
         call.arg(&turn[..]).arg(token).arg(short(note));
         call.arg(milliseconds(self.timing.lease)).arg(milliseconds(REMEMBERED));
-        match self.call(&call).await? {
-            Value::Int(held) => Ok(held == 1),
-            _ => self.understood(None),
-        }
+        self.yes(&call).await
     }
 
-    /// Gives up the lane, or the place in its row. The lane is not abandoned: its turn is over.
-    pub async fn lane_leave(&self, lane: &Index, turn: TurnId) -> Result<(), StoreError> {
+    /// Gives up the lane, or the place in its row. The lane is not abandoned: its turn is over. Those who abandoned it
+    /// before are forgotten if they `are_settled`, and told to the next holder if not.
+    pub async fn lane_leave(&self, lane: &Index, turn: TurnId, are_settled: bool) -> Result<(), StoreError> {
         let key = self.lane_key(lane);
         let mut call = LEAVE.key(&key);
         call.key(format!("{key}:queue")).key(format!("{key}:seen")).key(format!("{key}:abandoned"));
-        call.arg(&turn[..]).arg(milliseconds(IDLE));
+        call.arg(&turn[..]).arg(milliseconds(IDLE)).arg(u8::from(are_settled));
         self.call(&call).await.map(drop)
     }
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::script::{APPEND, HEARTBEAT, READ, Reply};
+use super::script::{APPEND, BEGIN, HEARTBEAT, READ, Reply};
 use super::{SharedTurns, milliseconds};
-use crate::store::{Appended, Cursor, Piece, Read, StoreError, TurnId};
+use crate::store::{Appended, Cursor, Index, Piece, Read, StoreError, TurnId};
 
 /// Time budget of an append: no client waits for it.
 const APPEND_BUDGET: Duration = Duration::from_secs(1);
@@ -52,12 +52,23 @@ impl SharedTurns {
         self.understood(appended)
     }
 
-    /// Says that the turn's owner is alive, and keeps what is known of the turn; nothing, if Redis has lost it. To be
-    /// said every third of [`Timing::owner`](crate::store::Timing::owner) if nothing is appended.
-    pub async fn heartbeat(&self, turn: TurnId) -> Result<(), StoreError> {
+    /// Says that the turn's owner is alive, and keeps what is known of the turn, its `indexes` included. To be said every
+    /// third of [`Timing::owner`](crate::store::Timing::owner). False: Redis has lost the turn.
+    pub async fn heartbeat(&self, turn: TurnId, indexes: &[Index]) -> Result<bool, StoreError> {
         let mut call = HEARTBEAT.key(self.state_key(&turn));
         call.key(self.log_key(&turn)).arg(milliseconds(self.timing.owner));
-        self.call(&call).await.map(drop)
+        for index in indexes {
+            call.key(self.index_key(&turn, index));
+        }
+        self.yes(&call).await
+    }
+
+    /// Says that the turn is about to reach Letta: from now on nobody else may begin with it. False: it is not known
+    /// any more, because another took it back or Redis has lost it, and it must not begin.
+    pub async fn begin(&self, turn: TurnId) -> Result<bool, StoreError> {
+        let mut call = BEGIN.key(self.state_key(&turn));
+        call.arg(milliseconds(self.timing.owner));
+        self.yes(&call).await
     }
 
     /// The pieces after `cursor`.
@@ -70,13 +81,13 @@ impl SharedTurns {
 }
 
 fn read(mut reply: Reply, from: Cursor) -> Option<Read> {
-    let (exists, owned, cut) = (reply.flag()?, reply.flag()?, reply.flag()?);
+    let (exists, owned, cut, begun) = (reply.flag()?, reply.flag()?, reply.flag()?, reply.flag()?);
     let mut pieces = Vec::new();
     while !reply.is_over() {
         pieces.push(piece(&reply.bytes()?, reply.bytes()?)?);
     }
     let cursor = Cursor(from.0 + pieces.len() as u64);
-    Some(Read { pieces, cursor, exists, owned, cut })
+    Some(Read { pieces, cursor, exists, owned, cut, begun })
 }
 
 fn piece(kind: &[u8], bytes: Bytes) -> Option<Piece> {

@@ -34,7 +34,7 @@ use ::redis::{Client, Cmd, ScriptInvocation, Value, cmd};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::link::{Link, Probe, keep};
 use crate::store::{Claim, Found, Index, LONGEST_NOTE, MOST_FOUND, RedisSettings, StoreError, Timing, TurnId};
@@ -45,8 +45,8 @@ use script::{ALSO, CLAIM, EPOCH, RELEASE, Reply};
 const CALLS: usize = 4096;
 /// Appends that may wait for replies at once; each holds pieces.
 const APPENDS: usize = 256;
-/// Time budget of a call at least: a claim that is given up is a message that is refused.
-const LEAST_BUDGET: Duration = Duration::from_millis(50);
+/// Time budget of a call at least: what is given up here is not a value that Letta can be asked for instead.
+const LEAST_BUDGET: Duration = Duration::from_millis(250);
 
 /// What gateways share of turns.
 pub struct SharedTurns {
@@ -86,6 +86,12 @@ impl SharedTurns {
 
     pub fn is_up(&self) -> bool {
         self.link.is_up()
+    }
+
+    /// Waits until there is a connection; false if there is none `patience` after the last one was lost.
+    pub async fn is_back(&self, patience: Duration) -> bool {
+        let Some(lost) = self.link.down_since() else { return true };
+        timeout_at(lost + patience, self.link.connected_after(Some(lost))).await.is_ok() || self.is_up()
     }
 
     /// When the connection that is up now was made.
@@ -194,6 +200,14 @@ impl SharedTurns {
     async fn call(&self, script: &ScriptInvocation<'_>) -> Result<Value, StoreError> {
         let _permit = self.permit(&self.calls)?;
         self.link.invoke(script, self.budget).await
+    }
+
+    /// A call that is replied to with yes or no.
+    async fn yes(&self, script: &ScriptInvocation<'_>) -> Result<bool, StoreError> {
+        match self.call(script).await? {
+            Value::Int(yes) => Ok(yes == 1),
+            _ => self.understood(None),
+        }
     }
 
     fn permit<'s>(&self, of: &'s Semaphore) -> Result<SemaphorePermit<'s>, StoreError> {

@@ -20,6 +20,7 @@ scripts! {
     CLAIM = "claim.lua",
     ALSO = "also.lua",
     RELEASE = "release.lua",
+    BEGIN = "begin.lua",
     APPEND = "append.lua",
     HEARTBEAT = "heartbeat.lua",
     READ = "read.lua",

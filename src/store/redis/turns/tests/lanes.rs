@@ -34,7 +34,7 @@ pub(super) async fn all_that_a_lane_can_hold(server: &RedisServer) {
     waits(&turns, turn(), 1).await;
     let (idle, turn) = ([8; 32], turn());
     turns.lane_enter(&idle, turn, 0).await.unwrap();
-    turns.lane_leave(&idle, turn).await.unwrap();
+    turns.lane_leave(&idle, turn, true).await.unwrap();
 }
 
 #[tokio::test]
@@ -57,11 +57,11 @@ async fn who_comes_first_over_all_gateways_is_served_first() {
             tokio::spawn(async move {
                 held(&gateway, turn).await;
                 served.lock().unwrap().push(turn);
-                gateway.lane_leave(&LANE, turn).await.unwrap();
+                gateway.lane_leave(&LANE, turn, true).await.unwrap();
             })
         })
         .collect();
-    gateways[3].lane_leave(&LANE, first).await.unwrap();
+    gateways[3].lane_leave(&LANE, first, true).await.unwrap();
     for waiting in waiting {
         waiting.await.unwrap();
     }
@@ -90,9 +90,9 @@ async fn a_full_lane_takes_nobody_more_until_somebody_leaves() {
     }
     // who has a place keeps it
     assert_eq!(turns.lane_enter(&LANE, waiter, 1).await, Ok(LanePlace::Waiting { ahead: 1 }));
-    turns.lane_leave(&LANE, waiter).await.unwrap();
+    turns.lane_leave(&LANE, waiter, true).await.unwrap();
     assert_eq!(turns.lane_enter(&LANE, late, 1).await, Ok(LanePlace::Waiting { ahead: 1 }));
-    turns.lane_leave(&LANE, holder).await.unwrap();
+    turns.lane_leave(&LANE, holder, true).await.unwrap();
     held(&turns, late).await;
 }
 
@@ -116,9 +116,9 @@ async fn a_lapsed_lease_is_handed_on_and_told_until_the_lane_is_left() {
     // told again, should the reply have been lost
     assert_eq!(held(&patient, three).await, (third, abandoned));
     // late, and of no effect
-    patient.lane_leave(&LANE, one).await.unwrap();
+    patient.lane_leave(&LANE, one, true).await.unwrap();
     waits(&patient, four, 1).await;
-    patient.lane_leave(&LANE, three).await.unwrap();
+    patient.lane_leave(&LANE, three, true).await.unwrap();
     assert_eq!(held(&patient, four).await.1, []);
 }
 
@@ -145,7 +145,7 @@ async fn a_token_never_comes_again() {
         let (token, _) = held(&turns, turn).await;
         assert!(token > last, "{token} after {last}");
         last = token;
-        turns.lane_leave(&LANE, turn).await.unwrap();
+        turns.lane_leave(&LANE, turn, true).await.unwrap();
         assert!(!turns.lane_renew(&LANE, turn, token, b"").await.unwrap(), "what was left is not taken back");
         if n % 3 == 0 {
             let _: i64 = ask(&server, &["DEL", &turns.lane_key(&LANE)]).await;
@@ -165,7 +165,7 @@ async fn a_waiter_that_is_gone_holds_up_nobody() {
     held(&turns, holder).await;
     waits(&turns, gone, 1).await;
     turns.lane_enter(&LANE, next, 100).await.unwrap();
-    turns.lane_leave(&LANE, holder).await.unwrap();
+    turns.lane_leave(&LANE, holder, true).await.unwrap();
     held(&turns, next).await;
 }
 
@@ -176,7 +176,7 @@ async fn an_idle_lane_is_small_and_gone_within_a_minute() {
     let turn = turn();
     let (token, _) = held(&turns, turn).await;
     turns.lane_renew(&LANE, turn, token, &[b'n'; 64]).await.unwrap();
-    turns.lane_leave(&LANE, turn).await.unwrap();
+    turns.lane_leave(&LANE, turn, true).await.unwrap();
     let keys: Vec<String> = ask(&server, &["KEYS", "test:lane:*"]).await;
     let of_lane: Vec<_> = keys.iter().filter(|key| !key.ends_with(":epoch")).collect();
     assert_eq!(of_lane, [&turns.lane_key(&LANE)]);
@@ -205,7 +205,7 @@ async fn after_redis_came_back_empty_a_holder_takes_its_lane_back_before_a_waite
     waits(&newcomer, turn(), 1).await;
     eventually("taken back", async || one.lane_renew(&LANE, holder, token, b"").await == Ok(true)).await;
     waits(&other, waiter, 1).await;
-    one.lane_leave(&LANE, holder).await.unwrap();
+    one.lane_leave(&LANE, holder, true).await.unwrap();
     assert!(held(&other, waiter).await.0 > token);
     assert_eq!(one.lane_renew(&LANE, holder, token, b"").await, Ok(false));
 }
@@ -243,7 +243,7 @@ async fn what_redis_restored_from_long_ago_does_not_take_a_lane_from_its_holder(
     held(&turns, former).await;
     let key = turns.lane_key(&LANE);
     let restored: Vec<String> = ask(&server, &["HMGET", &key, "token", "until"]).await;
-    turns.lane_leave(&LANE, former).await.unwrap();
+    turns.lane_leave(&LANE, former, true).await.unwrap();
     let (token, _) = held(&turns, holder).await;
     let _: i64 = ask(&server, &["DEL", &key]).await;
     let lost = ["HSET", &key, "turn", "a former turn...", "token", &restored[0], "until", &restored[1]];

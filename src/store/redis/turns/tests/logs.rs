@@ -79,7 +79,7 @@ async fn a_log_that_redis_lost_is_wanted_again_and_its_reader_misses_nothing() {
     let _: String = ask(&server, &["FLUSHALL"]).await;
     // not half a log
     assert_eq!(turns.append(turn, 50, &pieces[50..60], HOUR).await, Ok(Appended::Missing { from: 0 }));
-    turns.heartbeat(turn).await.unwrap();
+    turns.heartbeat(turn, &[]).await.unwrap();
     assert!(!turns.read(turn, &end.cursor).await.unwrap().exists);
     turns.append(turn, 0, &pieces[..20], HOUR).await.unwrap();
     let waiting = turns.read(turn, &end.cursor).await.unwrap();
@@ -98,7 +98,7 @@ async fn an_owner_that_gives_no_sign_is_not_taken_for_alive_unless_it_is_done() 
     turns.claim(turn, &[], &[noted(1, "x")], HOUR).await.unwrap();
     eventually("not owned", async || !turns.read(turn, &Cursor::default()).await.unwrap().owned).await;
     let patient = gateway(&server, PATIENT).await;
-    patient.heartbeat(turn).await.unwrap();
+    patient.heartbeat(turn, &[]).await.unwrap();
     assert!(turns.read(turn, &Cursor::default()).await.unwrap().owned);
     turns.append(turn, 0, &[Piece::Head("head".into())], HOUR).await.unwrap();
     eventually("not owned again", async || !turns.read(turn, &Cursor::default()).await.unwrap().owned).await;
@@ -145,7 +145,7 @@ async fn a_sign_of_life_keeps_a_silent_turn_longer_than_its_window() {
     for key in [&state, &log] {
         let _: i64 = ask(&server, &["PEXPIRE", key, "1000"]).await;
     }
-    turns.heartbeat(turn).await.unwrap();
+    turns.heartbeat(turn, &[]).await.unwrap();
     for key in [&state, &log] {
         let ttl: i64 = ask(&server, &["PTTL", key]).await;
         assert!(ttl > 1000, "{key}: {ttl} ms");

@@ -138,7 +138,7 @@ async fn nothing_stays_in_redis_for_ever() {
     turns.claim(one, &[noted(1, "x")], &[noted(2, "x")], window).await.unwrap();
     turns.also(&TAG, one, &[noted(3, "x")], window).await.unwrap();
     turns.append(one, 0, &[Piece::Head("head".into()), Piece::End("end".into())], window).await.unwrap();
-    turns.heartbeat(one).await.unwrap();
+    turns.heartbeat(one, &[]).await.unwrap();
     // published without a claim, as after a loss
     turns.append(other, 0, &[Piece::Head("head".into())], window).await.unwrap();
     lanes::all_that_a_lane_can_hold(&server).await;
@@ -175,7 +175,7 @@ async fn a_connection_made_again_is_told_and_none_is_missed() {
     server.kill();
     eventually("lost", async || !turns.is_up()).await;
     assert_eq!(turns.connected_since(), None);
-    assert_eq!(turns.heartbeat(turn()).await, Err(StoreError::Down));
+    assert_eq!(turns.heartbeat(turn(), &[]).await, Err(StoreError::Down));
     server.restart();
     eventually("back", async || turns.is_up()).await;
     // asked for after it came
