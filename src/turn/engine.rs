@@ -302,6 +302,8 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     } else {
                         Box::pin(self.wait_out(found.conflict, pause, until)).await?;
                         pause = (pause * 2).min(conflict::LONGEST_PAUSE);
+                        // another send, not another attempt at the one that was answered
+                        self.record.attempts = 0;
                         continue;
                     }
                 }

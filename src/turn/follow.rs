@@ -266,8 +266,8 @@ impl HttpBody for Following {
         }
         if keepalive.poll(cx).is_ready() {
             let comment = match this.follower.turn.log.phase() {
-                Phase::Waiting { ahead } => Bytes::from(format!(": waiting, {ahead} ahead\n\n")),
-                Phase::Sent | Phase::Over => Bytes::from_static(b": keepalive\n\n"),
+                Phase::Waiting { ahead } if ahead > 0 => Bytes::from(format!(": waiting, {ahead} ahead\n\n")),
+                Phase::Waiting { .. } | Phase::Sent | Phase::Over => Bytes::from_static(b": keepalive\n\n"),
             };
             return Poll::Ready(Some(Ok(Frame::data(comment))));
         }

@@ -291,7 +291,7 @@ impl Turns {
                 headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
                 headers.insert(X_ACCEL_BUFFERING, HeaderValue::from_static("no"));
                 tell_part(part, headers);
-                if let Phase::Waiting { ahead } = turn.log.phase() {
+                if let Phase::Waiting { ahead: ahead @ 1.. } = turn.log.phase() {
                     headers.insert(X_QUEUE_POSITION, HeaderValue::from(ahead));
                 }
                 let keepalive = Keepalive::due(silence);

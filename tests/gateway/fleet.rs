@@ -315,7 +315,8 @@ async fn the_turn_of_a_gateway_that_was_killed_is_not_sent_again_and_its_lane_is
     let letta = format!("    servers: [ {{ url: http://{} }} ]", replica.address);
     let mortal = Process::start(&yaml(&letta, &store(&server, ""))).await;
     mortal.metric_is(UP, 1.0).await;
-    let other = Arc::new(gateway(&[&replica], &store(&server, "")).await);
+    // longer than a gateway's death goes unnoticed
+    let other = Arc::new(gateway(&[&replica], &store(&server, "keepalive: 60s")).await);
     other.metric_is(UP, 1.0).await;
 
     let stream = mortal.open(stream_request(&mortal)).await;

@@ -23,7 +23,7 @@ use letta_gateway::telemetry::access::AccessLog;
 use letta_gateway::telemetry::record::Sink;
 use sha2::{Digest, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{mpsc, oneshot};
 
 pub(crate) const AGENT: &str = "agent-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
@@ -344,7 +344,8 @@ impl Door {
 
     /// The response with its body still to come.
     pub(crate) async fn open(&self, request: Request<Bytes>) -> Response<Incoming> {
-        self.client.request(request.map(Full::new)).await.expect("an answer")
+        let answer = tokio::time::timeout(PATIENCE, self.client.request(request.map(Full::new)));
+        answer.await.expect("an answer in time").expect("an answer")
     }
 
     /// Sends bytes as they are; all that comes back until the gateway closes.
@@ -493,5 +494,10 @@ impl std::io::Write for Lines {
 
 /// An address where nothing listens.
 pub(crate) async fn nobody() -> SocketAddr {
-    TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap()
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let address = socket.local_addr().unwrap();
+    // it stays bound, so that no other test is given its port
+    std::mem::forget(socket);
+    address
 }

@@ -193,7 +193,8 @@ async fn who_has_waited_long_enough_is_told_so_and_was_never_sent() {
 #[tokio::test]
 async fn a_stream_is_told_how_many_are_ahead_of_it() {
     let mut letta = Letta::start().await;
-    let proxy = turning(&[&letta], "keepalive: 20ms").await;
+    // long enough to be in the row by then
+    let proxy = turning(&[&letta], "keepalive: 300ms").await;
     let first = Client::says(&proxy, &say("first"));
     let sent = letta.next().await;
     let second = Opening::says(&proxy, &say("second"));
@@ -222,7 +223,7 @@ async fn a_stream_is_told_how_many_are_ahead_of_it() {
 #[tokio::test]
 async fn a_stream_that_began_in_the_row_learns_by_an_event_that_it_waited_in_vain() {
     let mut letta = Letta::start().await;
-    let proxy = turning(&[&letta], "keepalive: 20ms, lane: { max_wait: 200ms }").await;
+    let proxy = turning(&[&letta], "keepalive: 300ms, lane: { max_wait: 1s }").await;
     let first = Client::says(&proxy, &say("first"));
     let sent = letta.next().await;
     let second = proxy.post(&streams(), &say("second")).await;
