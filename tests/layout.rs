@@ -14,6 +14,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("tokio_rustls", &["listen"]),
     ("prometheus", &["telemetry"]),
     ("governor", &["limits"]),
+    ("tower_governor", &["limits"]),
     ("matchit", &["letta"]),
     ("serde_saphyr", &["config"]),
 ];

@@ -65,6 +65,17 @@ impl Account {
         }
     }
 
+    /// The refusal of one request too many of a flood: the ceiling has no room for it, and a window nothing left. Takes no
+    /// lock and counts nothing in any window.
+    pub(super) fn turn_away(&self, terms: &Terms) -> Option<Box<Refusal>> {
+        if terms.ceiling()?.has_room(&self.id) {
+            return None;
+        }
+        let spent = self.windows(terms).filter_map(|(window, cell)| Some((window, window.limit.has_spent(cell)?)));
+        let (window, spent) = spent.max_by_key(|(_, spent)| spent.retry_after)?;
+        Some(terms.too_fast(window, spent))
+    }
+
     /// Counts one request in every window, or in none. `sharers`: how many there are, to each of whom a like part of every
     /// window belongs.
     pub(super) fn count(&self, terms: &Terms, asking: Asking, sharers: NonZeroU32) -> Result<Counted, Box<Refusal>> {

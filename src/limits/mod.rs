@@ -9,6 +9,7 @@ mod account;
 mod agents;
 mod bill;
 mod budget;
+mod ceiling;
 mod fields;
 mod rate;
 mod seat;

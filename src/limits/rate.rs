@@ -1,14 +1,14 @@
 //! The rate of one quota: governor's limiter (GCRA), shared by all whose plans give the same rate.
 //!
 //! One may spend `burst` requests at once and gets one back every `per / requests`. What a limiter knows of one is a
-//! [`Cell`] of the account's own, and not an entry of the limiter's (as it is in `tower_governor`), for two reasons: a
-//! request that another window refuses can be given back, and no map grows here. `limit` and `remaining` are told in the
-//! same unit, the burst; times are never told too short.
+//! [`Cell`] of the account's own, and not an entry of the limiter's (as it is in the [`Ceiling`]), because a request that
+//! another window refuses is given back. `limit` and `remaining` are told in the same unit, the burst; times are never told
+//! too short.
 
 use std::hash::{Hash, Hasher};
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use governor::clock::Clock;
@@ -19,6 +19,7 @@ use governor::{Quota as GovernorQuota, RateLimiter};
 use tokio::time::Instant;
 
 use super::Rate;
+use super::ceiling::Ceiling;
 use crate::store::{Known, Pace};
 
 /// Longest time the limiter's arithmetic (nanoseconds in 64 bits) is trusted with: about 146 years.
@@ -48,6 +49,8 @@ pub(super) struct RateLimit {
     pub rate: Rate,
     quota: Quota,
     limiter: RateLimiter<Cell, InCell, Ticking, StateInformationMiddleware>,
+    /// Made when a plan is found of which this is the fastest rate.
+    ceiling: OnceLock<Ceiling>,
 }
 
 /// A [`Rate`] as the limiter takes it: one request back every `period`.
@@ -77,7 +80,23 @@ impl RateLimit {
         let quota = Quota::of(rate);
         #[expect(clippy::expect_used, reason = "only a zero period is refused, and a Quota has none")]
         let governed = GovernorQuota::with_period(quota.period).expect("a quota").allow_burst(quota.burst);
-        Self { rate, quota, limiter: RateLimiter::new(governed, InCell, Ticking(Instant::now())) }
+        Self {
+            rate,
+            quota,
+            limiter: RateLimiter::new(governed, InCell, Ticking(Instant::now())),
+            ceiling: OnceLock::new(),
+        }
+    }
+
+    /// What turns away whoever asks for more than this rate gives, before its windows are asked.
+    pub(super) fn ceiling(&self) -> &Ceiling {
+        self.ceiling.get_or_init(|| Ceiling::new(self.quota))
+    }
+
+    pub(super) fn forget_idle(&self) {
+        if let Some(ceiling) = self.ceiling.get() {
+            ceiling.forget_idle();
+        }
     }
 
     /// Spends one request of the cell's, if it has one, as if it were `cost` of them: there are as many that share what
@@ -167,6 +186,19 @@ impl RateLimit {
     pub(super) fn spent(&self, ahead: Duration) -> Spent {
         let limit = self.burst();
         Spent { limit, retry_after: ahead.saturating_sub(self.quota.time_of(limit - 1)), reset: ahead }
+    }
+
+    /// That nothing of the cell's is left for one more, if it is so and the shared store was told of all. Counts nothing.
+    pub(super) fn has_spent(&self, cell: &Cell) -> Option<Spent> {
+        let whole = Duration::from_nanos(cell.0.whole.load(Ordering::Relaxed));
+        let spent = self.spent(whole.saturating_sub(self.now()));
+        let is_told = cell.0.untold.load(Ordering::Relaxed) == 0;
+        (is_told && !spent.retry_after.is_zero()).then_some(spent)
+    }
+
+    /// How long one request takes to come back.
+    pub(super) fn period(&self) -> Duration {
+        self.quota.period
     }
 
     /// What the shared store is to know of it.

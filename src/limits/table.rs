@@ -64,7 +64,10 @@ impl Limits {
         let mut rates: Vec<Arc<RateLimit>> = Vec::new();
         let mut limit_of = |rate: Rate| {
             let kept = previous.map_or(&[][..], |previous| &previous.rates);
-            let known = rates.iter().chain(kept).find(|known| known.rate == rate);
+            if let Some(known) = rates.iter().find(|known| known.rate == rate) {
+                return Arc::clone(known);
+            }
+            let known = kept.iter().find(|known| known.rate == rate);
             let limit = known.map_or_else(|| Arc::new(RateLimit::new(rate)), Arc::clone);
             rates.push(Arc::clone(&limit));
             limit
@@ -116,7 +119,13 @@ impl Limits {
         let allowance = self.table.allowances.get(key).ok_or_else(|| Error::Internal("a key without a plan".into()))?;
         let account = self.table.account(allowance, agent);
         let terms = &allowance.terms;
+        // without a store that is there, what is known here is no ceiling of what the gateways give together
+        let turned_away = match &self.shared {
+            Some(shared) if !shared.store.is_up() => None,
+            _ => account.turn_away(terms),
+        };
         let counted = match &self.shared {
+            _ if let Some(refusal) = turned_away => Err(NotCounted::Refused(refusal)),
             None => account.count(terms, asking, ALONE).map_err(NotCounted::Refused),
             Some(shared) => Box::pin(shared.count(&account, terms, asking)).await,
         };
@@ -131,6 +140,11 @@ impl Limits {
         let of = Whose { terms: Arc::clone(terms), account, metrics: Arc::clone(&allowance.metrics) };
         let bill = if asking.starts_turn { Bill::new(&of, self.shared.as_ref()) } else { None };
         Ok((Seat::new(place, spent, bill, of), told))
+    }
+
+    /// Forgets what the ceilings know of those who have asked for nothing lately.
+    pub fn upkeep(&self) {
+        self.table.rates.iter().for_each(|rate| rate.forget_idle());
     }
 
     /// Lets one more request without a key be in flight.

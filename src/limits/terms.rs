@@ -7,6 +7,7 @@ use std::time::Duration;
 use http::HeaderValue;
 
 use super::budget::Remaining;
+use super::ceiling::Ceiling;
 use super::rate::{RateLimit, Spent};
 use super::{Budget, Measure, Mode, Plan, Rate, Scope};
 use crate::error::{Refusal, Window};
@@ -21,6 +22,8 @@ pub(super) struct Terms {
     pub scope: Scope,
     pub mode: Mode,
     pub rates: Box<[RateWindow]>,
+    /// The one that gives requests back the fastest. None: there are no rates, or none that refuses.
+    fastest: Option<Arc<RateLimit>>,
     /// The rates as the shared store takes them.
     pub paces: Box<[Pace]>,
     /// Requests in flight at most.
@@ -66,7 +69,9 @@ impl Terms {
         let window = |rate: &Rate| RateWindow { name: rate_name(rate.per).into(), limit: limit(*rate) };
         let rates: Box<[RateWindow]> = plan.rates.iter().map(window).collect();
         let budgets: Box<[BudgetWindow]> = plan.budgets.iter().map(BudgetWindow::new).collect();
+        let fastest = rates.iter().map(|window| &window.limit).min_by_key(|limit| limit.period());
         Self {
+            fastest: fastest.filter(|_| plan.mode == Mode::Enforce).map(Arc::clone),
             scope: plan.scope,
             mode: plan.mode,
             policy: policy(&rates, plan.in_flight, &budgets),
@@ -76,6 +81,11 @@ impl Terms {
             in_flight_name: IN_FLIGHT.into(),
             budgets,
         }
+    }
+
+    /// What is asked before the windows are.
+    pub(super) fn ceiling(&self) -> Option<&Ceiling> {
+        self.fastest.as_ref().map(|fastest| fastest.ceiling())
     }
 
     pub(super) fn in_flight_name(&self) -> &str {

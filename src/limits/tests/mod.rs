@@ -8,6 +8,7 @@ use bytes::Bytes;
 use tokio::time::advance;
 
 use super::account::{ALONE, Asking};
+use super::ceiling::Ceiling;
 use super::fields::Told;
 use super::rate::{Cell, Left, Quota, RateLimit};
 use super::*;

@@ -65,6 +65,56 @@ fn exactly_what_the_tightest_window_gives_is_admitted_however_many_ask_at_once()
 }
 
 #[test]
+fn a_flood_is_turned_away_before_its_windows_are_asked() {
+    let metrics = Metrics::new();
+    let limits = limits(windows(&[Rate { burst: 3, ..ONE }], Some(3)), &metrics);
+    let held: Vec<_> = (0..3).map(|_| admit(&limits, "a", false).unwrap()).collect();
+    // the windows would say first that there is no place
+    let refused = refusal(&limits, "a");
+    assert_eq!((refused.window, &*refused.name, refused.limit), (Window::Rate, "rate_1d", 3));
+    assert!(refused.retry_after > Duration::from_hours(23));
+    assert_eq!((refusals(&metrics, "a", "rate_1d"), refusals(&metrics, "a", "in_flight")), (1, 0));
+    assert!(admit(&limits, "b", false).is_ok(), "each has its own");
+    drop(held);
+}
+
+#[test]
+fn what_the_windows_would_let_pass_is_never_turned_away() {
+    let limits = limits(windows(&[Rate { burst: 5, ..ONE }], Some(1)), &Metrics::new());
+    let held = admit(&limits, "a", false).unwrap();
+    // many more than the ceiling has room for, and none of them passes
+    for _ in 0..100 {
+        assert_eq!(refusal(&limits, "a").window, Window::InFlight);
+    }
+    drop(held);
+    assert_eq!(admitted(&limits, "a", 100), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_window_that_is_looked_at_says_what_it_would_if_it_were_asked() {
+    for rate in [SECOND, ONE, PLENTY] {
+        let (limit, cell) = (RateLimit::new(rate), Cell::default());
+        for step in 0..200 {
+            let seen = limit.has_spent(&cell);
+            assert_eq!(limit.spend(&cell, ALONE).err(), seen, "{rate:?}, step {step}");
+            advance(Duration::from_millis(step % 130)).await;
+        }
+    }
+}
+
+#[test]
+fn the_ceiling_forgets_whoever_has_as_much_as_a_new_one() {
+    for (rate, kept) in [(ONE, 2), (Rate { requests: 1, per: Duration::from_nanos(1), burst: 1 }, 0)] {
+        let ceiling = Ceiling::new(Quota::of(rate));
+        assert!(ceiling.has_room(&[1; 16]) && ceiling.has_room(&[2; 16]));
+        assert_eq!(ceiling.len(), 2);
+        std::thread::yield_now();
+        ceiling.forget_idle();
+        assert_eq!(ceiling.len(), kept, "{rate:?}");
+    }
+}
+
+#[test]
 fn a_plan_in_shadow_refuses_nothing_and_tells_what_it_would_have() {
     let metrics = Metrics::new();
     let plan = Plan { mode: Mode::Shadow, ..windows(&[Rate { burst: 3, ..ONE }], Some(2)) };
