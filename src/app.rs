@@ -1,5 +1,6 @@
 //! Binds, runs, reloads, drains: the gateway as one thing that starts and stops.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +9,12 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Readiness, StoreState};
+use crate::auth::letta_user::Standing;
 use crate::balance::health;
 use crate::config::{self, Fixed, Settings};
 use crate::error::Cause;
@@ -20,11 +22,13 @@ use crate::listen::{self, Listener, Live, Peer, Stop};
 use crate::open_files;
 use crate::pipeline::Pipeline;
 use crate::reload;
+use crate::revoked;
 use crate::step;
 use crate::store::Health;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::diagnostics::Diagnostics;
 use crate::telemetry::record::Sink;
+use crate::users::{self, Asking};
 
 /// Why the gateway could not start.
 pub type StartError = Cause;
@@ -78,7 +82,7 @@ pub async fn run(settings: Settings, path: PathBuf, diagnostics: Diagnostics) ->
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             () = changes.next() => {
-                if let Some(new) = gateway.reload(&path, &diagnostics) {
+                if let Some(new) = gateway.reload(&path, &diagnostics).await {
                     changes.follow(&new, &path);
                     current = new;
                 }
@@ -118,6 +122,8 @@ impl Gateway {
             bound.push((Listener::bind(listener, &sink.metrics)?, listener));
         }
         let admin = settings.admin.as_ref().map(Admin::bind).transpose()?;
+        learn_revoked(&pipeline).await;
+        look_up_users(&pipeline, settings).await?;
 
         let shared = Arc::new(Shared {
             pipeline: ArcSwap::from_pointee(pipeline),
@@ -174,13 +180,21 @@ impl Gateway {
         self.tasks.spawn(listener.serve(service, self.stop.clone()));
     }
 
-    /// Starts the health checks of the current pipeline and ends those of the one before.
+    /// Starts the health checks of the current pipeline, its look-ups of users and of revoked keys, and ends those of the one before.
     fn watch_replicas(&self, settings: &Settings) {
         let token = CancellationToken::new();
         self.shared.checks.swap(Arc::new(token.clone())).cancel();
         for endpoint in &self.shared.pipeline.load().endpoints {
             let checks = health::watch(Arc::clone(endpoint), settings.balance.health_check.clone());
             self.tasks.spawn(token.clone().run_until_cancelled_owned(checks));
+        }
+        let pipeline = self.shared.pipeline.load_full();
+        let asking = asking(&pipeline, settings);
+        if !asking.users.is_empty() {
+            self.tasks.spawn(token.clone().run_until_cancelled_owned(asking.watch()));
+        }
+        if pipeline.is_store_shared {
+            self.tasks.spawn(token.run_until_cancelled_owned(watch_revoked(pipeline)));
         }
     }
 
@@ -208,18 +222,9 @@ impl Gateway {
     }
 
     /// Reads the configuration again. A bad one is told and the old one stays.
-    fn reload(&self, path: &Path, diagnostics: &Diagnostics) -> Option<Settings> {
+    async fn reload(&self, path: &Path, diagnostics: &Diagnostics) -> Option<Settings> {
         let metrics = &self.shared.sink.metrics;
-        let result = config::load(path).map_err(|problems| problems.to_string()).and_then(|mut new| {
-            open_files::fit(&mut new);
-            let previous = self.shared.pipeline.load_full();
-            let pipeline =
-                Pipeline::build(&new, &self.shared.sink, Some(&previous)).map_err(|error| error.to_string())?;
-            diagnostics.reload(&new.log).map_err(|error| error.to_string())?;
-            self.reload_listeners(&new.listeners).map_err(|error| error.to_string())?;
-            Ok((new, pipeline))
-        });
-        match result {
+        match self.build(path, diagnostics).await {
             Ok((new, pipeline)) => {
                 for warning in &new.warnings {
                     tracing::warn!(%warning, "configuration");
@@ -233,8 +238,9 @@ impl Gateway {
                 self.shared.pending_restart.store(Arc::new(pending));
                 self.shared.pipeline.store(Arc::new(pipeline));
                 self.watch_replicas(&new);
+                let left: HashSet<&str> = new.keys.iter().map(|key| &*key.id).collect();
                 metrics.retain(
-                    |key| new.keys.iter().any(|left| left.id == key),
+                    |key| left.contains(key),
                     |upstream| new.balance.servers.iter().any(|left| left.authority == upstream),
                 );
                 self.shared.config_problem.store(Arc::new(None));
@@ -249,6 +255,19 @@ impl Gateway {
                 None
             }
         }
+    }
+
+    /// The configuration at `path` ready to be taken over; or why it cannot be, and then nothing has changed.
+    async fn build(&self, path: &Path, diagnostics: &Diagnostics) -> Result<(Settings, Pipeline), String> {
+        let mut new = config::load(path).map_err(|problems| problems.to_string())?;
+        open_files::fit(&mut new);
+        let previous = self.shared.pipeline.load_full();
+        let pipeline = Pipeline::build(&new, &self.shared.sink, Some(&previous)).map_err(|error| error.to_string())?;
+        learn_revoked(&pipeline).await;
+        look_up_users(&pipeline, &new).await.map_err(|error| error.to_string())?;
+        diagnostics.reload(&new.log).map_err(|error| error.to_string())?;
+        self.reload_listeners(&new.listeners).map_err(|error| error.to_string())?;
+        Ok((new, pipeline))
     }
 
     /// Certificates and bounds of the listeners that stay where they are.
@@ -283,6 +302,43 @@ impl Gateway {
     }
 }
 
+/// Learns of revoked keys for as long as this configuration is in use.
+async fn watch_revoked(pipeline: Arc<Pipeline>) {
+    let mut reading = revoked::Reading::default();
+    loop {
+        // a store in trouble tells of itself elsewhere; what is known stays
+        let _ = reading.learn(&pipeline.store, &pipeline.revocations).await;
+        sleep(revoked::EVERY).await;
+    }
+}
+
+fn asking(pipeline: &Pipeline, settings: &Settings) -> Asking {
+    let (users, endpoints) = (Arc::clone(&pipeline.users), pipeline.endpoints.clone());
+    Asking { users, endpoints, password: settings.upstream.password.clone() }
+}
+
+async fn learn_revoked(pipeline: &Pipeline) {
+    if pipeline.is_store_shared {
+        revoked::learn_all(&pipeline.store, &pipeline.revocations).await;
+    }
+}
+
+/// An error if a replica says that a key would act as a user it does not know. If none can be asked, those keys wait.
+async fn look_up_users(pipeline: &Pipeline, settings: &Settings) -> Result<(), Cause> {
+    let asked = timeout(users::LONGEST, asking(pipeline, settings).once()).await;
+    if let Err(why) = asked.unwrap_or_else(|_| Err("no answer in time".into())) {
+        tracing::warn!(%why, "no replica can be asked for Letta's users: keys that act as one wait until it is known");
+    }
+    for key in &settings.keys {
+        let user = key.letta_user.as_deref().and_then(|id| pipeline.users.get(id));
+        if let Some(user) = user.filter(|user| user.standing() == Standing::Unknown) {
+            let (key, user) = (&key.id, &user.id);
+            return Err(format!("the key {key} acts as {user}, whom Letta does not know (it would take its default user): make that user, or mend letta_user").into());
+        }
+    }
+    Ok(())
+}
+
 impl Shared {
     fn readiness(&self) -> Readiness {
         let pipeline = self.pipeline.load();
@@ -296,6 +352,7 @@ impl Shared {
                 Health::Ok => StoreState::Ok,
                 Health::Degraded(why) => StoreState::Degraded(why),
             },
+            unverified_users: pipeline.users.unverified().map(|user| user.id.to_string()).collect(),
             config_problem: self.config_problem.load().as_ref().clone(),
             pending_restart: self.pending_restart.load().as_ref().clone(),
         }

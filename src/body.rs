@@ -4,6 +4,7 @@
 //! record) lives in its [`Body`] and is let go when the last byte has left or the client has.
 
 pub mod request;
+pub mod room;
 
 use std::any::Any;
 use std::fmt;
@@ -97,6 +98,16 @@ impl Body {
         }
     }
 
+    /// All that matters has gone out.
+    pub fn is_told(&self) -> bool {
+        // hyper does not poll a body it knows to be empty (HEAD, 204); anything else left over is the client's leaving
+        match &self.content {
+            Content::Empty => true,
+            Content::Whole(_) => false,
+            Content::Stream(stream) => stream.is_told(),
+        }
+    }
+
     /// Tells `watch` of this body from now on.
     pub fn watched(mut self, watch: Box<dyn Watch>) -> Self {
         self.watch = Some(watch);
@@ -180,13 +191,7 @@ impl HttpBody for Body {
 
 impl Drop for Body {
     fn drop(&mut self) {
-        // hyper does not poll a body it knows to be empty (HEAD, 204); anything else left over is the client's leaving
-        let told = match &self.content {
-            Content::Empty => true,
-            Content::Whole(_) => false,
-            Content::Stream(stream) => stream.is_told(),
-        };
-        if told {
+        if self.is_told() {
             self.end(Ok(()));
         }
     }

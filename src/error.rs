@@ -42,6 +42,26 @@ pub enum Error {
     KeyMissing,
     /// The key is not one of the configured ones.
     KeyUnknown,
+    /// The key's checksum does not fit: it was not copied whole.
+    KeyMistyped,
+    /// The key is switched off in the configuration.
+    KeyDisabled,
+    /// The key's time is over.
+    KeyExpired,
+    /// The key was revoked.
+    KeyRevoked,
+    /// The key may not be used from the client's address.
+    ClientAddressRefused,
+    /// The key acts as a Letta user of whom no replica could be asked yet.
+    UserUnverified,
+    /// The key acts as a Letta user that Letta does not know: it would take the default user.
+    UserUnknown,
+    /// The request names an agent, or something of an agent's, that the key does not reach.
+    AgentRefused,
+    /// The key reaches some agents only, and the request more than can be told apart; the text says what.
+    ReachRefused { why: &'static str },
+    /// Letta did not say in time whose something is that the request names.
+    OwnerUnknown,
     /// Two different keys came with one request.
     KeyConflict,
     /// The browser's origin may not use the gateway.
@@ -175,6 +195,16 @@ impl Error {
             Self::MethodNotAllowed { .. } => "client_method_not_allowed",
             Self::KeyMissing => "policy_key_missing",
             Self::KeyUnknown => "policy_key_unknown",
+            Self::KeyMistyped => "policy_key_mistyped",
+            Self::KeyDisabled => "policy_key_disabled",
+            Self::KeyExpired => "policy_key_expired",
+            Self::KeyRevoked => "policy_key_revoked",
+            Self::AgentRefused => "policy_agent",
+            Self::ReachRefused { .. } => "policy_reach",
+            Self::OwnerUnknown => "gateway_owner_unknown",
+            Self::UserUnverified => "gateway_user_unverified",
+            Self::UserUnknown => "policy_user_unknown",
+            Self::ClientAddressRefused => "policy_client_address",
             Self::KeyConflict => "policy_key_conflict",
             Self::OriginRefused => "policy_origin",
             Self::ScopeMissing { .. } => "policy_scope_missing",
@@ -226,6 +256,14 @@ impl Error {
             | Self::NotKept => Side::Client,
             Self::KeyMissing
             | Self::KeyUnknown
+            | Self::KeyMistyped
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::KeyRevoked
+            | Self::ClientAddressRefused
+            | Self::UserUnknown
+            | Self::AgentRefused
+            | Self::ReachRefused { .. }
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -241,6 +279,8 @@ impl Error {
             | Self::UpstreamTimeout { .. } => Side::Upstream,
             Self::TurnLost { error, .. } | Self::StreamBroken(error) => error.side(),
             Self::AnswerNotKept { .. }
+            | Self::UserUnverified
+            | Self::OwnerUnknown
             | Self::StoreDown
             | Self::LimitsUnknown
             | Self::Draining
@@ -265,9 +305,20 @@ impl Error {
             Self::ClientLeft => StatusCode::from_u16(499).unwrap_or(StatusCode::BAD_REQUEST),
             Self::NoSuchRoute => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
-            Self::KeyMissing | Self::KeyUnknown => StatusCode::UNAUTHORIZED,
+            Self::KeyMissing
+            | Self::KeyUnknown
+            | Self::KeyMistyped
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::KeyRevoked => StatusCode::UNAUTHORIZED,
             Self::KeyConflict => StatusCode::BAD_REQUEST,
-            Self::OriginRefused | Self::ScopeMissing { .. } | Self::AddressRefused { .. } => StatusCode::FORBIDDEN,
+            Self::OriginRefused
+            | Self::ScopeMissing { .. }
+            | Self::AddressRefused { .. }
+            | Self::ClientAddressRefused
+            | Self::AgentRefused
+            | Self::ReachRefused { .. }
+            | Self::UserUnknown => StatusCode::FORBIDDEN,
             Self::Limited(_) | Self::KeylessFull { .. } | Self::LaneFull { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::KeyReused => StatusCode::CONFLICT,
             Self::AnswerNotKept { .. } => StatusCode::GONE,
@@ -277,6 +328,8 @@ impl Error {
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
+            | Self::OwnerUnknown
+            | Self::UserUnverified
             | Self::LaneTimeout { .. }
             | Self::StoreDown
             | Self::LimitsUnknown
@@ -307,6 +360,16 @@ impl Error {
             | Self::MethodNotAllowed { .. }
             | Self::KeyMissing
             | Self::KeyUnknown
+            | Self::KeyMistyped
+            | Self::KeyDisabled
+            | Self::KeyExpired
+            | Self::KeyRevoked
+            | Self::ClientAddressRefused
+            | Self::UserUnverified
+            | Self::OwnerUnknown
+            | Self::AgentRefused
+            | Self::ReachRefused { .. }
+            | Self::UserUnknown
             | Self::KeyConflict
             | Self::OriginRefused
             | Self::ScopeMissing { .. }
@@ -346,6 +409,16 @@ impl Error {
             Self::MethodNotAllowed { allow } => Self::MethodNotAllowed { allow: allow.clone() },
             Self::KeyMissing => Self::KeyMissing,
             Self::KeyUnknown => Self::KeyUnknown,
+            Self::KeyMistyped => Self::KeyMistyped,
+            Self::KeyDisabled => Self::KeyDisabled,
+            Self::KeyExpired => Self::KeyExpired,
+            Self::KeyRevoked => Self::KeyRevoked,
+            Self::UserUnverified => Self::UserUnverified,
+            Self::AgentRefused => Self::AgentRefused,
+            Self::ReachRefused { why } => Self::ReachRefused { why },
+            Self::OwnerUnknown => Self::OwnerUnknown,
+            Self::UserUnknown => Self::UserUnknown,
+            Self::ClientAddressRefused => Self::ClientAddressRefused,
             Self::KeyConflict => Self::KeyConflict,
             Self::OriginRefused => Self::OriginRefused,
             Self::ScopeMissing { needed } => Self::ScopeMissing { needed },
@@ -399,6 +472,24 @@ impl fmt::Display for Error {
             }
             Self::KeyMissing => f.write_str("no API key: send `Authorization: Bearer <key>`"),
             Self::KeyUnknown => f.write_str("the API key is not known to this gateway"),
+            Self::KeyMistyped => f.write_str(
+                "the API key was not copied whole: its checksum does not fit; compare it with the one you were given",
+            ),
+            Self::KeyDisabled => f.write_str("the API key is switched off: ask whoever gave it to you"),
+            Self::KeyRevoked => f.write_str("the API key was revoked: ask for a new one"),
+            Self::KeyExpired => f.write_str("the API key has expired: ask for a new one"),
+            Self::ClientAddressRefused => f.write_str("the API key may not be used from this address"),
+            Self::AgentRefused => f.write_str("the API key does not reach this agent, or whose it is cannot be told"),
+            Self::ReachRefused { why } => {
+                write!(f, "the API key is limited to some agents and cannot be used for this: {why}")
+            }
+            Self::OwnerUnknown => {
+                f.write_str("Letta did not say in time whose it is that the request names; it was not sent: try again")
+            }
+            Self::UserUnverified => {
+                f.write_str("no Letta replica could be asked yet for the user this API key acts as: try again soon")
+            }
+            Self::UserUnknown => f.write_str("Letta does not know the user this API key acts as"),
             Self::KeyConflict => f.write_str("two different API keys in one request: send one"),
             Self::OriginRefused => f.write_str("this origin may not use the gateway from a browser"),
             Self::ScopeMissing { needed } => {

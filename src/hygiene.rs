@@ -34,6 +34,9 @@ const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto
 /// Letta stores it with each step of a run (`services/step_manager.py`).
 const X_API_REQUEST_LOG_ID: HeaderName = HeaderName::from_static("x-api-request-log-id");
 
+/// Whom Letta takes the request to come from (`dependencies.py`).
+const USER_ID: HeaderName = HeaderName::from_static("user_id");
+
 /// The Host of a request that came without one.
 const NO_HOST: HeaderValue = HeaderValue::from_static("letta");
 
@@ -78,7 +81,12 @@ impl Hygiene {
 impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
     async fn call(&self, dispatch: Dispatch, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let Parts { mut request, peer, route, subject, key } = dispatch.into_parts();
+        // it may have waited for its turn since
+        key.as_ref().map_or(Ok(()), |key| key.check_revoked())?;
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
+        if let Some(user) = key.as_ref().and_then(|key| key.letta_user.as_ref()) {
+            request.headers_mut().insert(USER_ID, user.header.clone());
+        }
         *request.version_mut() = Version::HTTP_11;
         // an upgrade would be one to hyper's client too
         request.extensions_mut().clear();

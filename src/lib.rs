@@ -21,6 +21,7 @@ pub mod cors; //      answers preflights, names the origins that may read
 pub mod route; //     the target, read once and strictly -> which Letta endpoint, which agent, which scope
 pub mod auth; //      bearer -> key (by digest) -> may this key do that
 pub mod limits; //    rate and requests in flight of each key
+pub mod reach; //     which agents a key reaches: named by path, query or body, owned by one, listed
 pub mod cache; //     answers a repeated agent:message
 pub mod turn; //      every message reaches its agent exactly once, in order: registry, log, followers, lanes
 pub mod hygiene; //   what of a message may pass, in both directions: hop-by-hop names, credentials, Location
@@ -33,6 +34,8 @@ pub mod admin; //     /metrics, /livez, /readyz on their own address
 pub mod config; //    YAML text -> settings owned by each part, or every problem with its line
 pub mod open_files; // as many of them as the connections need, or fewer connections
 pub mod pipeline; //  the stack, top to bottom; nothing else
+pub mod revoked; //   learns from the shared store which keys were revoked
+pub mod users; //     whether Letta knows the users that keys act as
 pub mod reload; //    watches the file, the certificates and SIGHUP
 pub mod app; //       binds, runs, reloads, drains
 pub mod demo; //      two replicas that are not Letta, a certificate, a gateway: the first minute

@@ -112,7 +112,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         Error::KeyMissing => {
             headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer realm=\"letta-gateway\""));
         }
-        Error::KeyUnknown => {
+        Error::KeyUnknown | Error::KeyMistyped | Error::KeyDisabled | Error::KeyExpired | Error::KeyRevoked => {
             let challenge = HeaderValue::from_static("Bearer realm=\"letta-gateway\", error=\"invalid_token\"");
             headers.insert(WWW_AUTHENTICATE, challenge);
         }
@@ -125,6 +125,8 @@ fn refuse(error: &Error, record: &Record) -> Response {
         Error::KeylessFull { .. }
         | Error::LaneFull { .. }
         | Error::LaneTimeout { .. }
+        | Error::UserUnverified
+        | Error::OwnerUnknown
         | Error::StoreDown
         | Error::LimitsUnknown
         | Error::Draining

@@ -154,7 +154,7 @@ fn a_new_key_is_shown_once_and_what_is_printed_with_it_can_be_pasted() {
     assert_eq!((code, told.as_str()), (0, ""));
     let key = out.lines().find(|line| line.starts_with("lgw_")).unwrap();
     assert_eq!(out.matches(key).count(), 1);
-    assert_eq!(key.len(), "lgw_1.5_".len() + 64);
+    assert_eq!(key.len(), "lgw_1.5_".len() + 64 + "_".len() + 8);
 
     let pasted = out.lines().last().unwrap();
     let (start, _) = LEAST.split_once("keys:").unwrap();
@@ -181,11 +181,69 @@ fn no_two_keys_are_alike() {
 }
 
 #[test]
+fn a_hash_as_json_is_the_same_hash() {
+    let (_, hash, _) = run_with_input(&["keys", "hash"], "a-key-of-my-own");
+    let (code, json, _) = run_with_input(&["keys", "hash", "--json"], "a-key-of-my-own\n");
+    assert_eq!((code, json), (0, format!("{{\"hash\":\"{}\"}}\n", hash.trim_end())));
+}
+
+#[test]
+fn a_new_key_with_all_it_may_have_can_be_pasted() {
+    let user = "user-00000000-0000-4000-8000-000000000000";
+    let options = [
+        "keys",
+        "create",
+        "--id",
+        "null",
+        "--agents",
+        "agent-1,agent-2f*",
+        "--letta-user",
+        user,
+        "--allowed-ips",
+        "10.0.0.0/8,::1",
+        "--expires-at",
+        "2126-01-31T00:00:00Z",
+    ];
+    let (code, out, told) = run(&options);
+    assert_eq!((code, told.as_str()), (0, ""));
+    let (start, _) = LEAST.split_once("keys:").unwrap();
+    let file = File::new(&format!("{start}keys:\n{}\n", out.lines().last().unwrap()));
+    let (code, out, told) = run(&["keys", "list", "--json", "--config", file.path()]);
+    let keys: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{told}"));
+    assert_eq!((code, keys[0]["id"].as_str(), keys[0]["state"].as_str()), (0, Some("null"), Some("active")));
+    assert_eq!(keys[0]["agents"], serde_json::json!(["agent-1", "agent-2f*"]));
+    assert_eq!(keys[0]["allowed_ips"], serde_json::json!(["10.0.0.0/8", "::1/128"]));
+    assert_eq!(keys[0]["letta_user"], user);
+    let (_, out, _) = run(&["keys", "list", "--config", file.path()]);
+    assert_eq!(out, "null\tactive\tstandard\tread,message\tagent-1,agent-2f*\n");
+}
+
+#[test]
+fn a_key_that_is_changed_keeps_its_old_hash_beside_the_new_one_and_is_changed_once_at_a_time() {
+    let file = File::new(LEAST);
+    let old = format!("sha256:{:064}", 1);
+    let (code, out, told) = run(&["keys", "rotate", "one", "--json", "--config", file.path()]);
+    let made: serde_json::Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{told}"));
+    assert_eq!((code, &made["hashes"][1]), (0, &serde_json::json!(old)));
+    let (_, hash, _) = run_with_input(&["keys", "hash"], made["key"].as_str().unwrap());
+    assert_eq!(made["hashes"][0], hash.trim_end());
+
+    let (_, out, _) = run(&["keys", "rotate", "one", "--config", file.path()]);
+    let pasted = LEAST.replace(&format!("hash: \"{old}\""), out.lines().last().unwrap());
+    let file = File::new(&pasted);
+    assert_eq!(run(&["check", "--config", file.path()]).0, 0);
+    let (code, out, told) = run(&["keys", "rotate", "one", "--config", file.path()]);
+    assert!(code == 1 && out.is_empty() && told.contains("take its older hash off first"), "{told}");
+    assert_eq!(run(&["keys", "rotate", "two", "--config", file.path()]).0, 1);
+}
+
+#[test]
 fn nothing_is_hashed_that_is_no_key() {
-    for input in ["", "\n", "two words\n"] {
+    let mistyped = format!("lgw_team-a_{}_00000000\n", "ab".repeat(32));
+    for input in ["", "\n", "two words\n", &mistyped] {
         let (code, out, told) = run_with_input(&["keys", "hash"], input);
         assert_eq!((code, out.as_str()), (1, ""), "{input:?}");
-        assert!(told.starts_with("error: standard input: "), "{told}");
+        assert!(told.starts_with("error: standard input: ") && !told.contains("abab"), "{told}");
     }
 }
 

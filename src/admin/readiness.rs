@@ -11,6 +11,8 @@ pub struct Readiness {
     pub healthy_upstreams: usize,
     pub upstreams: usize,
     pub store: StoreState,
+    /// Letta users that keys act as, and that no replica has vouched for: those keys are refused.
+    pub unverified_users: Vec<String>,
     /// Why the last configuration was refused and the one before it is still in use.
     pub config_problem: Option<String>,
     /// Options whose configured value is not the one in use: they take a restart.
@@ -48,6 +50,7 @@ impl Readiness {
             "status": word,
             "upstreams": { "healthy": self.healthy_upstreams, "configured": self.upstreams },
             "store": { "state": store, "problem": problem },
+            "letta_users": { "unverified": self.unverified_users },
             "config": { "problem": self.config_problem, "pending_restart": self.pending_restart },
         });
         (status, body)
@@ -57,5 +60,6 @@ impl Readiness {
         self.healthy_upstreams < self.upstreams
             || matches!(self.store, StoreState::Degraded(_))
             || self.config_problem.is_some()
+            || !self.unverified_users.is_empty()
     }
 }

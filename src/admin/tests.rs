@@ -12,6 +12,7 @@ const READY: Readiness = Readiness {
     healthy_upstreams: 2,
     upstreams: 2,
     store: StoreState::InProcess,
+    unverified_users: Vec::new(),
     config_problem: None,
     pending_restart: Vec::new(),
 };
@@ -72,6 +73,7 @@ async fn readiness_follows_the_drain_and_the_replicas() {
         (Readiness { store: StoreState::Ok, ..READY }, 200, "ready"),
         (Readiness { store: StoreState::Degraded("redis timeout"), ..READY }, 200, "degraded"),
         (Readiness { config_problem: Some("line 3: no such key".to_owned()), ..READY }, 200, "degraded"),
+        (Readiness { unverified_users: vec!["user-1".to_owned()], ..READY }, 200, "degraded"),
     ];
     for (readiness, status, word) in cases {
         *admin.readiness.lock().unwrap() = readiness.clone();

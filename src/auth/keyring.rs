@@ -7,6 +7,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 use super::key::{Key, Settings};
+use super::letta_user::LettaUsers;
+use super::revocations::Revocations;
 use crate::telemetry::Metrics;
 
 /// A longer text is no key, and is not worth hashing.
@@ -17,14 +19,14 @@ pub(super) struct Keyring {
 }
 
 impl Keyring {
-    pub(super) fn new(keys: &[Settings], metrics: &Metrics) -> Self {
-        let held = |settings: &Settings| Key {
-            id: settings.id.as_str().into(),
-            plan: settings.plan.as_str().into(),
-            scopes: settings.scopes.iter().copied().collect(),
-            metrics: metrics.key(&settings.id),
-        };
-        Self { keys: keys.iter().map(|settings| (settings.digest, Arc::new(held(settings)))).collect() }
+    pub(super) fn new(keys: &[Settings], users: &LettaUsers, revocations: &Revocations, metrics: &Metrics) -> Self {
+        let texts = keys.iter().flat_map(|settings| settings.digests.iter().map(move |digest| (digest, settings)));
+        // one of two texts may be revoked
+        let held = texts.map(|(digest, settings)| {
+            let key = Key::new(settings, users, revocations.of(digest), metrics.key(&settings.id));
+            (*digest, Arc::new(key))
+        });
+        Self { keys: held.collect() }
     }
 
     /// The key whose text this is. How long the look-up takes tells of digests only, and nobody can choose a digest.

@@ -1,4 +1,5 @@
-//! Who asks, and may they: the bearer key of a request, found by its SHA-256, and the scope its route needs.
+//! Who asks, and may they: the bearer key of a request, found by its SHA-256, whether it may be used now and from there,
+//! and the scope its route needs.
 //!
 //! Default deny: without a configured key whose scopes cover the route nothing passes but the open routes, and those
 //! pass whatever key comes with them.
@@ -6,10 +7,17 @@
 mod credentials;
 pub mod key;
 mod keyring;
+mod leash;
+pub mod letta_user;
+pub mod network;
+pub mod revocations;
+pub mod text;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::SystemTime;
 
 use http::HeaderMap;
 
@@ -22,6 +30,9 @@ use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
 use key::Key;
 use keyring::Keyring;
+use leash::leashed;
+use letta_user::LettaUsers;
+use revocations::Revocations;
 
 /// A request whose key may use its route, or whose route needs none.
 pub struct Admitted {
@@ -71,8 +82,9 @@ pub struct Auth {
 }
 
 impl Auth {
-    pub fn new(keys: &[key::Settings], metrics: &Metrics) -> Self {
-        Self { keyring: Keyring::new(keys, metrics) }
+    /// `users`: those that `keys` act as; `revocations`: of their texts.
+    pub fn new(keys: &[key::Settings], users: &LettaUsers, revocations: &Revocations, metrics: &Metrics) -> Self {
+        Self { keyring: Keyring::new(keys, users, revocations, metrics) }
     }
 
     /// The key of a request for `route`; what it may do is not looked at.
@@ -81,6 +93,9 @@ impl Auth {
             return Ok(None);
         }
         let text = credentials::key_text(headers, route.template.starts_with("/v1/git/"))?;
+        if text::is_mistyped(&text) {
+            return Err(Error::KeyMistyped);
+        }
         self.keyring.find(&text).map(Some).ok_or(Error::KeyUnknown)
     }
 }
@@ -92,10 +107,19 @@ impl<Next: Handle<Admitted>> Step<Routed, Next> for Auth {
         if let Some(key) = &key {
             // before the refusal, so that the log tells whose it was
             record.key = Some(Arc::clone(&key.metrics));
+            key.check(SystemTime::now, peer.address.ip())?;
             if !key.scopes.allow(route.scope) {
                 return Err(Error::ScopeMissing { needed: route.scope.as_str() });
             }
         }
-        next.handle(Admitted { parts: Parts { request, peer, route, subject, key } }, record).await
+        let ear = key.as_ref().and_then(|key| key.ear());
+        let handled = next.handle(Admitted { parts: Parts { request, peer, route, subject, key } }, record);
+        let Some(mut ear) = ear else { return handled.await };
+        let mut handled = std::pin::pin!(handled);
+        let response = std::future::poll_fn(|cx| match handled.as_mut().poll(cx) {
+            Poll::Pending => ear.poll(cx).map(|()| Err(Error::KeyRevoked)),
+            answered => answered,
+        });
+        Ok(leashed(response.await?, ear))
     }
 }

@@ -9,11 +9,8 @@ const KEY: &str = "lgw_team-a_0123456789";
 const OTHER: &str = "lgw_team-b_0123456789";
 
 fn auth() -> Auth {
-    let settings = |id: &str, text: &str, scopes: &[Scope]| key::Settings {
-        id: id.to_owned(),
-        digest: Sha256::digest(text).into(),
-        plan: "standard".to_owned(),
-        scopes: scopes.to_vec(),
+    let settings = |id: &str, text: &str, scopes: &[Scope]| {
+        key::Settings::new(id, Sha256::digest(text).into(), "standard", scopes)
     };
     let keys = [
         settings("team-a", KEY, &[Scope::Read, Scope::Message]),
@@ -21,7 +18,7 @@ fn auth() -> Auth {
         settings("long", &"k".repeat(1024), &[Scope::Read]),
         settings("too-long", &"k".repeat(1025), &[Scope::Read]),
     ];
-    Auth::new(&keys, &Metrics::new())
+    Auth::new(&keys, &LettaUsers::default(), &Revocations::default(), &Metrics::new())
 }
 
 /// The id of the key found, or why none was.
@@ -70,6 +67,16 @@ fn no_key_is_not_the_same_as_an_unknown_one() {
     {
         assert_eq!(found("/v1/agents/", &[("authorization", value)]), Err("policy_key_unknown"), "{value}");
     }
+}
+
+#[test]
+fn a_mistyped_key_is_told_from_an_unknown_one() {
+    let key = text::written("team_c-1", &[7; 32]);
+    let bearer = |key: &str| found("/v1/agents/", &[("authorization", &format!("Bearer {key}"))]);
+    assert_eq!(bearer(&key), Err("policy_key_unknown"));
+    assert_eq!(bearer(&key.replacen("0707", "0770", 1)), Err("policy_key_mistyped"));
+    assert_eq!(bearer(&key[..key.len() - 1]), Err("policy_key_mistyped"));
+    assert_eq!(bearer("lgw_team-a_0123456789"), Ok(Some("team-a".to_owned())), "another form is known by its hash");
 }
 
 #[test]
@@ -134,8 +141,52 @@ fn a_scope_brings_no_other_with_it_but_admin_brings_all() {
 }
 
 #[test]
+fn a_key_is_good_until_its_end_from_its_networks_and_while_it_is_not_switched_off() {
+    let end = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000);
+    let settings = key::Settings {
+        expires_at: Some(end),
+        allowed_ips: vec!["10.0.0.0/8".parse().unwrap()],
+        ..key::Settings::new("one", [0; 32], "standard", &[Scope::Read])
+    };
+    let (metrics, users) = (Metrics::new(), LettaUsers::default());
+    let check = |settings: &key::Settings, now, address: &str| {
+        let checked = Key::new(settings, &users, None, metrics.key("one")).check(|| now, address.parse().unwrap());
+        checked.map_err(|error| (error.reason(), error.status().as_u16()))
+    };
+    let before = end - std::time::Duration::from_nanos(1);
+    assert_eq!(check(&settings, before, "::ffff:10.1.2.3"), Ok(()));
+    assert_eq!(check(&settings, before, "11.1.2.3"), Err(("policy_client_address", 403)));
+    assert_eq!(check(&settings, end, "10.1.2.3"), Err(("policy_key_expired", 401)));
+    let disabled = key::Settings { disabled: true, ..settings };
+    assert_eq!(check(&disabled, before, "10.1.2.3"), Err(("policy_key_disabled", 401)));
+}
+
+#[test]
+fn a_key_acts_as_its_user_only_while_letta_is_known_to_know_it() {
+    let user = Some("user-00000000-0000-4000-8000-000000000000".to_owned());
+    let settings = key::Settings { letta_user: user, ..key::Settings::new("one", [0; 32], "standard", &[]) };
+    let users = LettaUsers::new(std::slice::from_ref(&settings), None);
+    let metrics = Metrics::new();
+    let key = Key::new(&settings, &users, None, metrics.key("one"));
+    let check = || {
+        let checked = key.check(SystemTime::now, [127, 0, 0, 1].into());
+        checked.map_err(|error| (error.reason(), error.status().as_u16()))
+    };
+    assert_eq!(check(), Err(("gateway_user_unverified", 503)));
+    let user = users.iter().next().unwrap();
+    assert!(user.found(true) && !user.found(true));
+    assert_eq!(check(), Ok(()));
+    // what was known stays known over a reload
+    assert_eq!(LettaUsers::new(&[settings], Some(&users)).unverified().count(), 0);
+    assert!(user.found(false));
+    assert_eq!(check(), Err(("policy_user_unknown", 403)));
+}
+
+#[test]
 fn a_key_says_nothing_of_its_text() {
     let auth = auth();
     let key = auth.keyring.find(KEY.as_bytes()).unwrap();
     assert_eq!(format!("{key:?}"), "Key { id: \"team-a\", scopes: {Read, Message}, .. }");
+    let settings = key::Settings::new("one", [7; 32], "standard", &[Scope::Read]);
+    assert_eq!(format!("{settings:?}"), "Settings { id: \"one\", scopes: [Read], .. }");
 }

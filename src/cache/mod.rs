@@ -5,7 +5,6 @@
 //! given again only to the key it was given to, unless the configuration lets all keys share. Whatever is wrong with
 //! the store, the request goes on to Letta.
 
-mod agents;
 mod directives;
 mod key;
 mod status;

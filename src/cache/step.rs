@@ -6,7 +6,6 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use http::header::{CONTENT_ENCODING, CONTENT_TYPE};
 
-use super::agents::Agents;
 use super::directives::Directives;
 use super::key::key;
 use super::status::{Forwarded, tell_hit};
@@ -17,9 +16,11 @@ use crate::body::request::Read;
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::hop::end_hop;
+use crate::letta::agents::Agents;
 use crate::letta::message::canonical;
 use crate::letta::routes::{Route, Sends};
-use crate::limits::{Seat, Within};
+use crate::limits::Seat;
+use crate::reach::Confined;
 use crate::step::{Handle, Step};
 use crate::store::{self, Entry, Store};
 use crate::telemetry::metrics::CacheResult;
@@ -185,9 +186,9 @@ fn is_plain_json(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(is_json) && !headers.contains_key(CONTENT_ENCODING)
 }
 
-impl<Next: Handle<Forward>> Step<Within, Next> for Cache {
-    async fn call(&self, within: Within, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let (Parts { request, peer, route, subject, key }, seat) = within.into_parts();
+impl<Next: Handle<Forward>> Step<Confined, Next> for Cache {
+    async fn call(&self, confined: Confined, record: &mut Record, next: &Next) -> Result<Response, Error> {
+        let (Parts { request, peer, route, subject, key }, seat) = confined.into_parts();
         // a message without a key does not get here; if it did, it would have no scope to share answers in
         let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
             return next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await;

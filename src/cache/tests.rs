@@ -19,12 +19,15 @@ use tower::Layer as _;
 
 use super::status::CACHE_STATUS;
 use super::*;
+use crate::auth::letta_user::LettaUsers;
+use crate::auth::revocations::Revocations;
 use crate::auth::{Auth, key};
 use crate::body::{Body, Response, Stream};
 use crate::error::Error;
 use crate::letta::routes::Scope as KeyScope;
 use crate::limits::{Limits, Plan, Rate};
 use crate::listen::Peer;
+use crate::reach::Reacher;
 use crate::record::Recorder;
 use crate::route::Router;
 use crate::step::{Handle, Layer};
@@ -129,12 +132,8 @@ fn gateway_on(
     let metrics = Arc::new(Metrics::new());
     let store = StoreSettings { redis, max_entry: settings.max_entry, max_total: settings.max_total };
     let store = Store::new(store, &metrics, None).unwrap();
-    let keys = ["one", "two"].map(|id| key::Settings {
-        id: id.into(),
-        digest: Sha256::digest(format!("key {id}")).into(),
-        plan: "plan".into(),
-        scopes: vec![KeyScope::Message],
-    });
+    let digest = |id| Sha256::digest(format!("key {id}")).into();
+    let keys = ["one", "two"].map(|id| key::Settings::new(id, digest(id), "plan", &[KeyScope::Message]));
     let rate = Rate { requests: 1, per: Duration::from_hours(1), burst: 30 };
     let plan = Plan { name: "plan".into(), rates: vec![rate], in_flight: Some(3), ..Plan::default() };
 
@@ -142,8 +141,9 @@ fn gateway_on(
     let seen = Arc::default();
     let letta = Letta { script: Arc::new(script), seen: Arc::clone(&seen), arrived };
     let cache = Layer::new(Cache::new(settings, store, Arc::clone(&metrics), Duration::from_mins(1))).layer(letta);
-    let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(cache);
-    let auth = Layer::new(Auth::new(&keys, &metrics)).layer(limits);
+    let reach = Layer::new(Reacher::new(1 << 20, Duration::from_mins(1), None)).layer(cache);
+    let limits = Layer::new(Limits::new(&[plan], &keys, &metrics, None)).layer(reach);
+    let auth = Layer::new(Auth::new(&keys, &LettaUsers::default(), &Revocations::default(), &metrics)).layer(limits);
     let route = Layer::new(Router).layer(auth);
     let sink = Sink::new(Arc::clone(&metrics), AccessLog::off());
     let recorder = Arc::new(Recorder::new(sink, |_, _| {}, route));

@@ -47,13 +47,30 @@ pub(super) struct Entry {
 
 /// Reads `text` into a tree; an error of syntax is the only problem then.
 pub(super) fn parse(text: &str, file: &str, env: Environment<'_>) -> Result<(Node, Vec<Problem>), Problem> {
+    parse_below("", text, file, env)
+}
+
+/// The same for a text that is what stands at `path`.
+pub(super) fn parse_below(
+    path: &str,
+    text: &str,
+    file: &str,
+    env: Environment<'_>,
+) -> Result<(Node, Vec<Problem>), Problem> {
+    // a text that repeats nothing has no more nodes than characters, however many keys it holds; what aliases make of a
+    // short one stays bounded
+    let budget = serde_saphyr::budget! {
+        max_nodes: text.len().max(250_000),
+        max_events: text.len().saturating_mul(2).max(1_000_000),
+        max_total_scalar_bytes: text.len().max(64 << 20),
+    };
     // snippets would print neighbouring lines, secrets among them
-    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false };
+    let options = serde_saphyr::options! { strict_booleans: true, with_snippet: false, budget: budget };
     let bare: Spanned<Bare> =
         serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax(&error, file))?;
     let mut problems = Vec::new();
     let mut build = Build { file, env, problems: &mut problems };
-    let root = build.node(bare, String::new());
+    let root = build.node(bare, path.to_owned());
     Ok((root, problems))
 }
 

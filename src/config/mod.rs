@@ -13,6 +13,8 @@ mod document;
 mod expand;
 mod fault;
 mod fixed;
+mod keys_file;
+mod moment;
 mod problem;
 #[allow(rustdoc::bare_urls, rustdoc::broken_intra_doc_links, reason = "its comments are the JSON Schema's texts")]
 mod raw;
@@ -56,7 +58,7 @@ pub struct Settings {
     pub drain: Duration,
     /// Worker threads; None: one per CPU.
     pub workers: Option<u16>,
-    /// Every file that was read beside the configuration's own: certificates and their keys, secrets.
+    /// Every file that was read beside the configuration's own: certificates and their keys, secrets, API keys.
     pub files: Vec<PathBuf>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<Problem>,
@@ -84,7 +86,8 @@ pub fn parse(text: &str, path: &Path, env: Environment<'_>) -> Result<Settings, 
     let broken = root.broken();
     match read.value {
         Some(raw) if !broken.iter().any(|path| hides_others(path)) => {
-            settings::check(raw, path, settings::Known { file, places, broken, meant: read.meant, problems })
+            let known = settings::Known { file, places, broken, meant: read.meant, problems };
+            settings::check(raw, path, env, known)
         }
         _ => Err(Problems::new(problems)),
     }
@@ -94,7 +97,8 @@ pub fn parse(text: &str, path: &Path, env: Environment<'_>) -> Result<Settings, 
 /// another number, keys would name plans that are not there.
 fn hides_others(path: &str) -> bool {
     let plan = path == "plans" || path.strip_prefix("plans.").is_some_and(|name| !name.contains('.'));
-    plan || path.ends_with(']') && !path.contains(".scopes[")
+    let in_a_key = [".scopes[", ".hashes[", ".agents[", ".allowed_ips["].iter().any(|list| path.contains(list));
+    plan || path.ends_with(']') && !in_a_key
 }
 
 /// The admin listener's address alone, whatever else is wrong with the file at `path`.

@@ -31,13 +31,13 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with one configuration, in the order of its lines; never empty.
+/// Everything that is wrong with one configuration, file by file in the order of the lines; never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
     pub(super) fn new(mut problems: Vec<Problem>) -> Self {
-        problems.sort_by_key(|problem| problem.place);
+        problems.sort_by(|one, other| (&one.file, one.place).cmp(&(&other.file, other.place)));
         Self(problems)
     }
 

@@ -7,6 +7,8 @@ use super::*;
 use crate::letta::routes::Scope;
 use crate::limits;
 
+mod keys;
+
 /// The issue's own example, with a hash that is one.
 const EXAMPLE: &str = r#"
 listeners:
@@ -80,7 +82,7 @@ fn the_example_of_the_issue_is_accepted() {
     assert_eq!(servers, ["127.0.0.1:8284", "127.0.0.1:8285"]);
     assert_eq!(settings.upstream.password, None);
     assert_eq!(settings.upstream.timeouts.message, Duration::from_secs(1800));
-    assert_eq!(settings.keys[0].digest[..2], [0x1e, 0x1b]);
+    assert_eq!(settings.keys[0].digests[0][..2], [0x1e, 0x1b]);
     assert_eq!(settings.keys[0].scopes, [Scope::Read, Scope::Message]);
     assert_eq!(settings.redis.unwrap().url, "redis://127.0.0.1:6379/0");
     assert_eq!(settings.cache.max_entry, 256 * 1024);
@@ -113,8 +115,8 @@ fn every_unknown_key_is_told_with_its_place_and_the_nearest_known_one() {
         [
             "gateway.yaml:4:3: unknown key \"intervall\" under upstreams.letta.health_check; did you mean \"interval\"?",
             "gateway.yaml:6:1: unknown key \"cahce\"; did you mean \"cache\"?",
-            "gateway.yaml:7:1: unknown key \"nonsense_of_mine\"; known are listeners, admin, upstreams, keys, plans, store, \
-             cache, turns, cors, log, drain, workers",
+            "gateway.yaml:7:1: unknown key \"nonsense_of_mine\"; known are listeners, admin, upstreams, keys, keys_file, \
+             plans, store, cache, turns, cors, log, drain, workers",
         ]
     );
 }

@@ -92,7 +92,7 @@ fn is_set(value: &RawValue) -> bool {
 }
 
 /// Tells `tell` the name of each member of the object `json`, its escapes undone, and its value as it is written.
-fn members(json: &[u8], tell: impl FnMut(&str, &RawValue)) -> Result<(), Unclear> {
+pub fn members(json: &[u8], tell: impl FnMut(&str, &RawValue)) -> Result<(), Unclear> {
     let text = str::from_utf8(json).map_err(|_| Unclear)?;
     let mut reader = serde_json::Deserializer::from_str(text);
     reader.deserialize_map(Members(tell)).and_then(|()| reader.end()).map_err(|_| Unclear)

@@ -1,6 +1,7 @@
 //! What is known of Letta and nobody else needs to know: its routes, its messages, its replies, its event streams.
 //! The facts are those of the V1 server 0.16.8.
 
+pub mod agents;
 pub mod fault;
 pub mod fields;
 pub mod headers;

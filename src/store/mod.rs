@@ -210,6 +210,30 @@ impl Store {
         }
     }
 
+    /// How many keys were revoked, for all gateways together: more each time, unless Redis has lost its data.
+    pub async fn revocations(&self) -> Result<u64, StoreError> {
+        match &self.place {
+            Place::Memory(_) => Ok(0),
+            Place::Redis(redis) => redis.revocations().await,
+        }
+    }
+
+    /// The digests of the keys that were revoked.
+    pub async fn revoked(&self) -> Result<Vec<Key>, StoreError> {
+        match &self.place {
+            Place::Memory(_) => Ok(Vec::new()),
+            Place::Redis(redis) => redis.revoked().await,
+        }
+    }
+
+    /// Revokes the keys with these digests, for all gateways and for ever. In this process there is nobody to tell.
+    pub async fn revoke(&self, digests: &[Key]) -> Result<(), StoreError> {
+        match &self.place {
+            Place::Memory(_) => Ok(()),
+            Place::Redis(redis) => redis.revoke(digests).await,
+        }
+    }
+
     pub fn health(&self) -> Health {
         match &self.place {
             Place::Memory(_) => Health::Ok,

@@ -307,3 +307,71 @@ async fn no_credentials_are_ever_told() {
     assert_eq!(proxy.metric("letta_gateway_key_requests_total{key=\"team-a\",status=\"2xx\"}").await, 1.0);
     assert_eq!(proxy.metric("letta_gateway_key_requests_total{key=\"reader\",status=\"4xx\"}").await, 1.0);
 }
+
+/// The checksum is all the gateway looks at: the key below is configured, but not as it is sent.
+#[tokio::test]
+async fn a_key_that_was_not_copied_whole_is_told_so_and_nothing_of_it_is_repeated() {
+    let a = Replica::start(|_| json("{}")).await;
+    let key = letta_gateway::auth::text::written("team_c", &[0x3c; 32]);
+    let wrong = key.replacen("3c3c", "3cc3", 1);
+    let more = [("good", &key), ("never", &wrong)]
+        .map(|(id, key)| format!("  - {{ id: {id}, hash: \"sha256:{}\", scopes: [read] }}\n", hash(key)));
+    let letta = format!("    servers: [ {{ url: http://{} }} ]", a.address);
+    let proxy = start(&yaml(&letta, "").replace("plans:", &format!("{}plans:", more.concat()))).await;
+    assert_eq!(bring(&proxy, "GET", "/v1/agents/", &[("x-api-key", &key)]).await.status, 200);
+    let refused = bring(&proxy, "GET", "/v1/agents/", &[("x-api-key", &wrong)]).await;
+    assert_eq!((refused.status, &refused.json()["error"]["type"]), (401, &"policy_key_mistyped".into()));
+    assert!(refused.header("www-authenticate").is_some() && !refused.text().contains("3c3c"), "{}", refused.text());
+    assert_eq!(a.count(), 1);
+    assert!(!format!("{:?}", proxy.log(2).await).contains("3c3c"));
+}
+
+/// The YAML of a gateway in front of `replica` with these keys more.
+fn with_keys(replica: &Replica, keys: &[String]) -> String {
+    let letta = format!("    servers: [ {{ url: http://{} }} ]", replica.address);
+    let lines: String = keys.iter().map(|key| format!("  - {{ {key}, scopes: [read] }}\n")).collect();
+    yaml(&letta, "").replace("plans:", &format!("{lines}plans:"))
+}
+
+async fn reason(proxy: &Proxy, key: &str) -> (u16, String) {
+    let answer = bring(proxy, "GET", "/v1/agents/", &[("x-api-key", key)]).await;
+    (answer.status, answer.json()["error"]["type"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn both_texts_of_a_key_that_is_being_changed_open_the_same_door() {
+    let a = Replica::start(|_| json("{}")).await;
+    let (old, new) = (hash("old-text"), hash("new-text"));
+    let proxy = start(&with_keys(&a, &[format!("id: changing, hashes: [\"sha256:{old}\", \"sha256:{new}\"]")])).await;
+    for text in ["old-text", "new-text"] {
+        assert_eq!(reason(&proxy, text).await.0, 200);
+    }
+    assert!(proxy.log(2).await.iter().all(|line| line["key"] == "changing"));
+}
+
+#[tokio::test]
+async fn a_key_that_is_over_switched_off_or_elsewhere_reaches_nothing() {
+    let a = Replica::start(|_| json("{}")).await;
+    let key = |id: &str, more: &str| format!("id: {id}, hash: \"sha256:{}\", {more}", hash(id));
+    let proxy = start(&with_keys(
+        &a,
+        &[
+            key("over", "expires_at: 2020-01-01T00:00:00Z"),
+            key("off", "disabled: true"),
+            key("elsewhere", "allowed_ips: [192.0.2.0/24, \"2001:db8::/32\"]"),
+            key("here", "allowed_ips: [192.0.2.0/24, 127.0.0.1], expires_at: 2126-01-01T00:00:00Z"),
+        ],
+    ))
+    .await;
+    assert_eq!(reason(&proxy, "over").await, (401, "policy_key_expired".into()));
+    assert_eq!(reason(&proxy, "off").await, (401, "policy_key_disabled".into()));
+    assert_eq!(reason(&proxy, "elsewhere").await, (403, "policy_client_address".into()));
+    assert!(a.seen().is_empty());
+    assert_eq!(reason(&proxy, "here").await.0, 200);
+    // whoever sends a header is nobody else by it
+    let forwarded = [("x-api-key", "elsewhere"), ("x-forwarded-for", "192.0.2.7"), ("x-real-ip", "192.0.2.7")];
+    assert_eq!(bring(&proxy, "GET", "/v1/agents/", &forwarded).await.status, 403);
+    assert_eq!(a.count(), 1);
+    let log = proxy.log(5).await;
+    assert_eq!(log[0]["key"], "over", "the log tells whose it was: {}", log[0]);
+}

@@ -95,6 +95,32 @@ async fn a_request_that_outlasts_the_drain_time_is_told_as_cut_by_the_gateway() 
 }
 
 #[tokio::test]
+async fn a_changed_file_of_keys_is_taken_over_by_itself_and_a_bad_one_changes_nothing() {
+    let a = Replica::start(|_| json("{}")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    let write = |keys: &[&str]| {
+        let lines =
+            keys.iter().map(|key| format!("- {{ id: {key}, hash: \"sha256:{}\", scopes: [read] }}\n", hash(key)));
+        std::fs::write(&file, lines.collect::<String>() + "[]".repeat(usize::from(keys.is_empty())).as_str()).unwrap();
+    };
+    write(&["first"]);
+    let process = Process::start(&before(&a, &format!("keys_file: {}", file.display()))).await;
+    assert_eq!((with_key(&process, "first").await.status, with_key(&process, "second").await.status), (200, 401));
+
+    write(&["second"]);
+    process.metric_is(RELOADED, 1.0).await;
+    assert_eq!((with_key(&process, "first").await.status, with_key(&process, "second").await.status), (401, 200));
+
+    std::fs::write(&file, "- { id: second, hash: oops }\n").unwrap();
+    process.metric_is(NOT_RELOADED, 1.0).await;
+    assert_eq!(with_key(&process, "second").await.status, 200);
+    let (_, ready) = readiness(&process).await;
+    assert!(ready.to_string().contains("keys.yaml:1:"), "{ready}");
+    assert_eq!(a.count(), 3);
+}
+
+#[tokio::test]
 async fn a_reload_takes_keys_and_plans_over_and_leaves_a_stream_alone() {
     let (a, mut feeds) = streaming().await;
     let old = before(&a, "");

@@ -12,11 +12,13 @@ use super::secret::Secret;
 use super::units::{ByteSize, DurationText};
 use super::workers::Workers;
 
+mod key;
 mod listener;
 mod plan;
 mod turns;
 mod upstream;
 
+pub(super) use key::{ALL_AGENTS, DEFAULT_PLAN, Key, Scope};
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
 pub(super) use plan::{Budget, Mode, Plan, PlanScope, Rate, Rates};
 pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, OnStoreError, Turns};
@@ -35,6 +37,9 @@ pub(super) struct Config {
     pub upstreams: BTreeMap<String, Upstream>,
     /// The API keys; without one of them only Letta's health route answers.
     pub keys: Vec<Key>,
+    /// A YAML file with a list of more keys, each as under keys; taken over when it changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_file: Option<PathBuf>,
     /// What a key may use up, by the plan's name.
     pub plans: BTreeMap<String, Plan>,
     /// Where shared state is kept; in this process unless Redis is named.
@@ -60,6 +65,7 @@ impl Default for Config {
             admin: Admin::default(),
             upstreams: BTreeMap::new(),
             keys: Vec::new(),
+            keys_file: None,
             plans: BTreeMap::from([(DEFAULT_PLAN.to_owned(), Plan::standard())]),
             store: Store::default(),
             cache: Cache::default(),
@@ -85,41 +91,6 @@ impl Default for Admin {
     fn default() -> Self {
         Self { address: "127.0.0.1:9090".to_owned() }
     }
-}
-
-/// One API key; the file knows its SHA-256 only.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Key {
-    /// Its name in logs and metrics.
-    #[schemars(required)]
-    pub id: Option<String>,
-    /// sha256: and 64 hex digits, as `letta-gateway keys create` or `keys hash` prints it.
-    #[schemars(required)]
-    pub hash: Option<Secret>,
-    /// The plan whose limits hold for it.
-    pub plan: String,
-    /// What it may do: read, message, modify, admin.
-    #[schemars(required, length(min = 1))]
-    pub scopes: Option<Vec<Scope>>,
-}
-
-/// The plan of a key that names none.
-pub(super) const DEFAULT_PLAN: &str = "standard";
-
-impl Default for Key {
-    fn default() -> Self {
-        Self { id: None, hash: None, plan: DEFAULT_PLAN.to_owned(), scopes: None }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Scope {
-    Read,
-    Message,
-    Modify,
-    Admin,
 }
 
 /// Where shared state is kept.

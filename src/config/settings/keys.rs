@@ -1,71 +1,48 @@
-//! API keys: each known by one digest, each with a plan that is there.
+//! API keys: each known by one digest or two of its own, wherever it stands, each with a plan that is there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::Check;
+use super::key::Seen;
 use crate::auth::key;
-use crate::config::problem::hint;
+use crate::config::keys_file::KeysFile;
 use crate::config::raw;
-use crate::letta::routes::Scope;
+use crate::config::secret::Secret;
 
-const CREATE: &str = "letta-gateway keys create";
+pub(super) const CREATE: &str = "letta-gateway keys create";
 
 impl Check {
-    pub(super) fn keys(&mut self, keys: Vec<raw::Key>, plans: &BTreeMap<String, raw::Plan>) -> Vec<key::Settings> {
-        if keys.is_empty() {
+    pub(super) fn keys(
+        &mut self,
+        keys: Vec<raw::Key>,
+        file: Option<KeysFile>,
+        plans: &BTreeMap<String, raw::Plan>,
+    ) -> Vec<key::Settings> {
+        if keys.is_empty() && file.as_ref().is_none_or(|file| file.keys.as_ref().is_some_and(Vec::is_empty)) {
             self.problem("keys", format_args!("there is none, so nobody could ask anything; make one with: {CREATE}"));
         }
-        let mut settings = Vec::new();
-        let (mut ids, mut digests) = (HashMap::new(), HashMap::new());
-        for (index, key) in keys.into_iter().enumerate() {
-            let path = format!("keys[{index}]");
-            let raw::Key { id, hash, plan, scopes } = key;
-            let id = self.required(&path, "id", id);
-            let digest =
-                self.required(&path, "hash", hash).and_then(|hash| self.digest(&format!("{path}.hash"), &hash));
-            let scopes = self.required(&path, "scopes", scopes);
-            if scopes.as_ref().is_some_and(Vec::is_empty) {
-                self.problem(
-                    &format!("{path}.scopes"),
-                    "is empty, so the key could do nothing; write e.g. [read, message]",
-                );
-            }
-            if let Some(id) = &id {
-                self.key_id(&format!("{path}.id"), id);
-                if let Some(other) = ids.insert(id.clone(), index) {
-                    self.problem(
-                        &format!("{path}.id"),
-                        format_args!("\"{id}\" is the id of keys[{other}] too; each key has its own"),
-                    );
-                }
-            }
-            if let Some(other) = digest.and_then(|digest| digests.insert(digest, index)) {
-                self.problem(
-                    &format!("{path}.hash"),
-                    format_args!("is the hash of keys[{other}] too; make another key with: {CREATE}"),
-                );
-            }
-            if !plans.contains_key(&plan) {
-                let known: Vec<&str> = plans.keys().map(String::as_str).collect();
-                self.problem(
-                    &format!("{path}.plan"),
-                    format_args!("there is no plan \"{plan}\"{}", hint(&plan, &known)),
-                );
-            }
-            if let (Some(id), Some(digest), Some(scopes)) = (id, digest, scopes) {
-                settings.push(key::Settings { id, digest, plan, scopes: scopes.into_iter().map(scope).collect() });
-            }
+        let known_plans: Vec<&str> = plans.keys().map(String::as_str).collect();
+        let mut seen = Seen::default();
+        let mut settings = self.key_list(keys, &known_plans, &mut seen);
+        if let Some(KeysFile { keys, known }) = file {
+            // told with the file's own places; what it names is relative to it
+            let folder = Path::new(&known.file).parent().unwrap_or(Path::new("")).to_owned();
+            let main = (std::mem::replace(&mut self.known, known), std::mem::replace(&mut self.folder, folder));
+            settings.extend(self.key_list(keys.unwrap_or_default(), &known_plans, &mut seen));
+            self.folder = main.1;
+            let told = std::mem::replace(&mut self.known, main.0);
+            self.known.problems.extend(told.problems);
         }
         settings
     }
 
-    fn key_id(&mut self, path: &str, id: &str) {
-        if !is_key_id(id) {
-            self.problem(path, "must be 1 to 64 letters, digits, \"-\", \"_\" or \".\"");
-        }
+    fn key_list(&mut self, keys: Vec<raw::Key>, plans: &[&str], seen: &mut Seen) -> Vec<key::Settings> {
+        let keys = keys.into_iter().enumerate();
+        keys.filter_map(|(index, key)| self.key(&format!("keys[{index}]"), key, plans, seen)).collect()
     }
 
-    fn digest(&mut self, path: &str, hash: &crate::config::secret::Secret) -> Option<[u8; 32]> {
+    pub(super) fn digest(&mut self, path: &str, hash: &Secret) -> Option<[u8; 32]> {
         let text = self.secret(path, hash)?;
         let hex = text.trim().strip_prefix("sha256:").unwrap_or_default();
         let mut digest = [0; 32];
@@ -90,13 +67,4 @@ impl Check {
 /// Whether a key may have this id: it is a metric label and part of the key's text.
 pub fn is_key_id(id: &str) -> bool {
     (1..=64).contains(&id.len()) && id.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
-}
-
-fn scope(scope: raw::Scope) -> Scope {
-    match scope {
-        raw::Scope::Read => Scope::Read,
-        raw::Scope::Message => Scope::Message,
-        raw::Scope::Modify => Scope::Modify,
-        raw::Scope::Admin => Scope::Admin,
-    }
 }

@@ -11,12 +11,15 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::expand::Environment;
+use super::keys_file;
 use super::problem::{Place, Problem, Problems, hint};
 use super::secret::Secret;
 use super::units::{ByteSize, DurationText};
 use super::{Settings, raw};
 use crate::{cache, cors, store, telemetry};
 
+mod key;
 mod keys;
 mod listeners;
 mod plans;
@@ -43,15 +46,37 @@ pub(super) struct Known {
     pub(super) problems: Vec<Problem>,
 }
 
-/// Checks `raw`, the content of the file at `path`.
-pub(super) fn check(raw: raw::Config, path: &Path, known: Known) -> Result<Settings, Problems> {
+impl Known {
+    /// Nothing yet.
+    pub(super) fn of(file: String) -> Self {
+        Self { file, places: HashMap::new(), broken: Vec::new(), meant: Vec::new(), problems: Vec::new() }
+    }
+}
+
+/// Checks `raw`, the content of the file at `path`; `env` is for the file of keys that it may name.
+pub(super) fn check(raw: raw::Config, path: &Path, env: Environment<'_>, known: Known) -> Result<Settings, Problems> {
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut check = Check { known, folder, warnings: Vec::new(), files: Vec::new() };
-    let raw::Config { listeners, admin, upstreams, keys, plans, store, cache, turns, cors, log, drain, workers } = raw;
+    let raw::Config {
+        listeners,
+        admin,
+        upstreams,
+        keys,
+        keys_file,
+        plans,
+        store,
+        cache,
+        turns,
+        cors,
+        log,
+        drain,
+        workers,
+    } = raw;
     let listeners = check.listeners(listeners);
     let admin = check.admin(admin, &listeners);
     let (balance, upstream) = check.upstreams(upstreams);
-    let keys = check.keys(keys, &plans);
+    let more_keys = keys_file.map(|file| check.keys_file(file, env));
+    let keys = check.keys(keys, more_keys.flatten(), &plans);
     let settings = Settings {
         listeners,
         admin,
@@ -239,6 +264,13 @@ impl Check {
                 None
             }
         }
+    }
+
+    /// Its problems are told with its own name; None if it cannot be read at all.
+    fn keys_file(&mut self, file: PathBuf, env: Environment<'_>) -> Option<keys_file::KeysFile> {
+        let file = self.folder.join(file);
+        self.files.push(file.clone());
+        keys_file::read(&file, env).map_err(|why| self.problem("keys_file", why)).ok()
     }
 
     fn secret(&mut self, path: &str, secret: &Secret) -> Option<String> {

@@ -3,6 +3,7 @@
 //! A path is looked up per method: `POST /v1/tools/mcp/servers/test` must not hide `PATCH /v1/tools/mcp/servers/{name}`
 //! of a server that is called `test`. Where two templates of one method meet, the more literal one wins.
 
+pub mod reach;
 mod table;
 #[cfg(test)]
 mod tests;

@@ -28,7 +28,7 @@ fn plan(name: &str, rate: impl Into<Option<Rate>>, in_flight: impl Into<Option<u
 }
 
 fn key(id: &str, plan: &str) -> key::Settings {
-    key::Settings { id: id.into(), digest: [0; 32], plan: plan.into(), scopes: Vec::new() }
+    key::Settings::new(id, [0; 32], plan, &[])
 }
 
 fn limits(plan: Plan, metrics: &Metrics) -> Limits {

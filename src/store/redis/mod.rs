@@ -5,6 +5,7 @@
 
 pub(super) mod limits;
 mod link;
+mod revoked;
 pub(super) mod turns;
 
 use std::fmt;

@@ -7,6 +7,7 @@ mod families;
 mod handles;
 mod turns;
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -47,7 +48,7 @@ pub struct Metrics {
     cache: [(CacheResult, IntCounter); 4],
     routes: Vec<OnceLock<RouteMetrics>>,
     unrouted: RouteMetrics,
-    keys: Mutex<Vec<Arc<KeyMetrics>>>,
+    keys: Mutex<HashMap<Box<str>, Arc<KeyMetrics>>>,
     upstreams: Mutex<Vec<Arc<UpstreamMetrics>>>,
     certificates: Mutex<Vec<[Box<str>; 2]>>,
 }
@@ -117,11 +118,11 @@ impl Metrics {
     /// The handles of the key `id`; the same ones as long as the key is configured.
     pub fn key(&self, id: &str) -> Arc<KeyMetrics> {
         let mut keys = lock(&self.keys);
-        if let Some(key) = keys.iter().find(|key| &*key.id == id) {
+        if let Some(key) = keys.get(id) {
             return Arc::clone(key);
         }
         let key = Arc::new(KeyMetrics::new(&self.families, id));
-        keys.push(Arc::clone(&key));
+        keys.insert(id.into(), Arc::clone(&key));
         key
     }
 
@@ -148,8 +149,8 @@ impl Metrics {
 
     /// Forgets the keys and replicas that a reload took away. Call it once nothing asks for them any more.
     pub fn retain(&self, key: impl Fn(&str) -> bool, upstream: impl Fn(&str) -> bool) {
-        lock(&self.keys).retain(|known| {
-            let keep = key(&known.id);
+        lock(&self.keys).retain(|id, known| {
+            let keep = key(id);
             if !keep {
                 known.forget(&self.families);
             }

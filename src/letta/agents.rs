@@ -1,10 +1,10 @@
-//! Which agents the configuration names.
+//! Agents as the configuration names them.
 
 use std::collections::HashSet;
 
-/// The agents whose answers are kept.
+/// Some agents, or all.
 #[derive(Debug, Default)]
-pub(super) struct Agents {
+pub struct Agents {
     all: bool,
     ids: HashSet<Box<str>>,
     /// Fronts of ids: what stands before the `*`.
@@ -13,7 +13,7 @@ pub(super) struct Agents {
 
 impl Agents {
     /// Of ids, ids that end in `*`, and `*` alone.
-    pub(super) fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+    pub fn new<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
         let mut agents = Self::default();
         for name in names {
             match name.strip_suffix('*') {
@@ -27,7 +27,18 @@ impl Agents {
         agents
     }
 
-    pub(super) fn has(&self, agent: &str) -> bool {
+    /// Every agent there is or will be.
+    pub fn are_all(&self) -> bool {
+        self.all
+    }
+
+    /// The one agent, if it is one and named by its whole id.
+    pub fn only(&self) -> Option<&str> {
+        let one = self.ids.iter().next().filter(|_| !self.all && self.fronts.is_empty() && self.ids.len() == 1);
+        one.map(|id| &**id)
+    }
+
+    pub fn has(&self, agent: &str) -> bool {
         self.all || self.ids.contains(agent) || self.fronts.iter().any(|front| agent.starts_with(&**front))
     }
 }
@@ -49,7 +60,9 @@ mod tests {
         ] {
             assert_eq!(agents.has(agent), named, "{agent}");
         }
-        assert!(Agents::new(["*"]).has("agent-2"));
+        assert!(Agents::new(["*"]).has("agent-2") && Agents::new(["*"]).are_all() && !agents.are_all());
+        assert_eq!((Agents::new(["agent-1"]).only(), agents.only()), (Some("agent-1"), None));
+        assert_eq!((Agents::new(["agent-1*"]).only(), Agents::new(["*"]).only()), (None, None));
         assert!(!Agents::new([]).has("agent-1"));
     }
 }

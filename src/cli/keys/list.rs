@@ -1,0 +1,75 @@
+//! `keys list`: the configured keys, what each may do, and which are revoked.
+
+use std::collections::HashSet;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::super::{ConfigFile, Failure, print};
+use super::{configured, shared, written};
+use crate::auth::key::Settings;
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct List {
+    /// Prints one JSON list
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    config: ConfigFile,
+}
+
+impl List {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        let Self { json, config } = self;
+        let (settings, _) = configured(config)?;
+        let revoked = shared::with(&settings, async |store| store.revoked().await);
+        let revoked: HashSet<[u8; 32]> = match revoked {
+            Ok(revoked) => revoked.unwrap_or_default().into_iter().collect(),
+            Err(why) => {
+                let _ = writeln!(io::stderr(), "warning: which keys are revoked cannot be told: {why}");
+                HashSet::new()
+            }
+        };
+        let keys = settings.keys.iter();
+        if json {
+            return print(&format!("{:#}\n", Value::Array(keys.map(|key| described(key, &revoked)).collect())));
+        }
+        let mut text = String::new();
+        for key in keys {
+            let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+            let (id, state, scopes, agents) = (&key.id, state(key, &revoked), scopes.join(","), key.agents.join(","));
+            let _ = writeln!(text, "{id}\t{state}\t{}\t{scopes}\t{agents}", key.plan);
+        }
+        print(&text)
+    }
+}
+
+/// One word for whether it opens anything.
+fn state(key: &Settings, revoked: &HashSet<[u8; 32]>) -> &'static str {
+    match () {
+        () if key.digests.iter().all(|digest| revoked.contains(digest)) => "revoked",
+        () if key.disabled => "disabled",
+        () if key.expires_at.is_some_and(|end| end <= SystemTime::now()) => "expired",
+        () => "active",
+    }
+}
+
+fn described(key: &Settings, revoked: &HashSet<[u8; 32]>) -> Value {
+    let Settings { id, digests, plan, scopes, agents, letta_user, allowed_ips, expires_at, disabled: _ } = key;
+    let hash = |digest| json!({ "hash": written(digest), "revoked": revoked.contains(digest) });
+    let seconds = expires_at.and_then(|end| end.duration_since(UNIX_EPOCH).ok()).map(|since| since.as_secs());
+    json!({
+        "id": id,
+        "state": state(key, revoked),
+        "plan": plan,
+        "scopes": scopes.iter().map(|scope| scope.as_str()).collect::<Vec<_>>(),
+        "agents": agents,
+        "letta_user": letta_user,
+        "allowed_ips": allowed_ips.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        "expires_at_unix_seconds": seconds,
+        "hashes": digests.iter().map(hash).collect::<Vec<_>>(),
+    })
+}

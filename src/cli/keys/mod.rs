@@ -1,0 +1,66 @@
+//! `keys`: makes, changes, revokes, lists and hashes API keys. A key's text is shown once and stands in no file and no
+//! argument; the configuration stays whose it is: these commands print what to put there.
+
+use std::path::{Path, PathBuf};
+
+use clap::Subcommand;
+
+use super::{ConfigFile, Failure, load};
+use crate::auth::key;
+use crate::config::Settings;
+
+mod create;
+mod hash;
+mod list;
+mod revoke;
+mod rotate;
+mod shared;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Command {
+    /// Makes a key: prints it once, with the line to paste into the configuration.
+    Create(create::Create),
+    /// Makes another text for a key: both open until you take the old hash off.
+    Rotate(rotate::Rotate),
+    /// Refuses a key at every gateway within a second, its streams included, for ever.
+    ///
+    /// Takes a shared store (store.redis). Take the key out of the configuration as well: a gateway that starts while the
+    /// store is away knows of no revocations.
+    Revoke(revoke::Revoke),
+    /// Lists the configured keys and what each may do.
+    List(list::List),
+    /// Prints the hash of a key that is read from standard input.
+    ///
+    /// A line end after the key does not count. Example: printf %s "$KEY" | letta-gateway keys hash
+    Hash(hash::Hash),
+}
+
+impl Command {
+    pub(super) fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Create(create) => create.run(),
+            Self::Rotate(rotate) => rotate.run(),
+            Self::Revoke(revoke) => revoke.run(),
+            Self::List(list) => list.run(),
+            Self::Hash(hash) => hash.run(),
+        }
+    }
+}
+
+/// The configuration and where it stands.
+fn configured(file: ConfigFile) -> Result<(Settings, PathBuf), Failure> {
+    let path = file.path();
+    Ok((load(&path)?, path))
+}
+
+/// The key `id` of the configuration at `path`.
+fn find<'s>(settings: &'s Settings, id: &str, path: &Path) -> Result<&'s key::Settings, Failure> {
+    let unknown =
+        || Failure::Failed(format!("{}: there is no key \"{id}\"; keys list tells which there are", path.display()));
+    settings.keys.iter().find(|key| key.id == id).ok_or_else(unknown)
+}
+
+/// A digest as the configuration has it.
+fn written(digest: &[u8; 32]) -> String {
+    format!("sha256:{}", hex::encode(digest))
+}

@@ -1,0 +1,243 @@
+//! What a request names beside its path: in its query, at the top of its body, in each request of a batch.
+//!
+//! A name that ends in `_id` or `_ids` names something. What it names must be known here, or the request is refused; and
+//! every value counts, for readers differ in which of two they take.
+
+use std::borrow::Cow;
+
+use serde_json::value::RawValue;
+
+use crate::error::Error;
+use crate::letta::fields::{Unclear, members};
+use crate::letta::routes::reach::Thing;
+
+/// Different things that one request may name: each may be a question to Letta.
+const MOST: usize = 32;
+
+/// Something that a request names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Named {
+    Agent(String),
+    Owned(Thing, String),
+}
+
+/// How the names of a request are read.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Reading {
+    /// `model` is an agent (`/v1/chat/completions`).
+    pub model: bool,
+    /// `requests` is a list of messages to agents (`/v1/messages/batches`).
+    pub batch: bool,
+    /// `otid` finds a run, whosever it is (`/v1/conversations/{conversation_id}/stream`).
+    pub otid: bool,
+    /// What is answered is looked through, so a filter that is not known here does no harm.
+    pub filters: bool,
+}
+
+const TOO_MANY: &str = "the request names too many things";
+const UNKNOWN_NAME: &str =
+    "the request names something that may be another agent's; leave out what ends in _id or _ids";
+const OTID: &str = "`otid` finds runs of any agent's; name the run with `run_id`";
+const BODY: &str = "the body must be one JSON object in UTF-8, and ids in it texts";
+
+impl Reading {
+    /// What the query names.
+    pub(super) fn query(self, query: &str) -> Result<Vec<Named>, Error> {
+        let mut named = Vec::new();
+        for (name, value) in pairs(query) {
+            self.add(&name, value.into_owned(), &mut named)?;
+        }
+        Ok(named)
+    }
+
+    /// What the body names.
+    pub(super) fn body(self, body: &[u8]) -> Result<Vec<Named>, Error> {
+        let mut named = Vec::new();
+        // asks for nothing
+        if !body.is_empty() {
+            self.object(body, &mut named)?;
+        }
+        Ok(named)
+    }
+
+    fn object(self, json: &[u8], named: &mut Vec<Named>) -> Result<(), Error> {
+        let mut result = Ok(());
+        let read = members(json, |name, value| {
+            if result.is_ok() {
+                result = self.member(name, value, named);
+            }
+        });
+        read.map_err(|Unclear| Error::BadBody(BODY))?;
+        result
+    }
+
+    fn member(self, name: &str, value: &RawValue, named: &mut Vec<Named>) -> Result<(), Error> {
+        let text = value.get();
+        if text == "null" {
+            return Ok(());
+        }
+        if self.batch && name == "requests" {
+            let requests: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| Error::BadBody(BODY))?;
+            let inner = Self { batch: false, ..self };
+            return requests.iter().try_for_each(|request| inner.object(request.get().as_bytes(), named));
+        }
+        if self.kind(name) == Kind::Nothing {
+            return Ok(());
+        }
+        let values: Vec<String> = if text.starts_with('[') {
+            serde_json::from_str(text).map_err(|_| Error::BadBody(BODY))?
+        } else {
+            vec![serde_json::from_str(text).map_err(|_| Error::BadBody(BODY))?]
+        };
+        values.into_iter().try_for_each(|value| self.add(name, value, named))
+    }
+
+    fn add(self, name: &str, value: String, named: &mut Vec<Named>) -> Result<(), Error> {
+        let one = match self.kind(name) {
+            Kind::Nothing => return Ok(()),
+            Kind::Agent => Named::Agent(value),
+            Kind::Owned(Thing::Conversation) if value.starts_with("agent-") => Named::Agent(value),
+            // that of the agent which is named beside it
+            Kind::Owned(Thing::Conversation) if value == "default" => return Ok(()),
+            Kind::Owned(thing) => Named::Owned(thing, value),
+            Kind::Closed(why) => return Err(Error::ReachRefused { why }),
+        };
+        if named.contains(&one) {
+            return Ok(());
+        }
+        if named.len() >= MOST {
+            return Err(Error::ReachRefused { why: TOO_MANY });
+        }
+        named.push(one);
+        Ok(())
+    }
+
+    fn kind(self, name: &str) -> Kind {
+        match name {
+            "agent_id" | "agent_ids" => Kind::Agent,
+            "model" if self.model => Kind::Agent,
+            "conversation_id" => Kind::Owned(Thing::Conversation),
+            "run_id" | "run_ids" => Kind::Owned(Thing::Run),
+            "step_id" => Kind::Owned(Thing::Step),
+            "otid" if self.otid => Kind::Closed(OTID),
+            // they name no thing of an agent's
+            "project_id" | "template_id" | "base_template_id" => Kind::Nothing,
+            _ if self.filters => Kind::Nothing,
+            _ if name.ends_with("_id") || name.ends_with("_ids") => Kind::Closed(UNKNOWN_NAME),
+            _ => Kind::Nothing,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Nothing,
+    Agent,
+    Owned(Thing),
+    Closed(&'static str),
+}
+
+/// The names and values of a query, decoded as Python's `urllib.parse.parse_qsl` does.
+pub(super) fn pairs(query: &str) -> impl Iterator<Item = (Cow<'_, str>, Cow<'_, str>)> {
+    query.split('&').filter(|pair| !pair.is_empty()).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (decoded(name), decoded(value))
+    })
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    if !text.contains(['%', '+']) {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let hex = after.first_chunk::<2>().filter(|_| *first == b'%').and_then(|pair| {
+            let mut byte = [0];
+            hex::decode_to_slice(pair, &mut byte).ok().map(|()| byte[0])
+        });
+        match hex {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(2..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(if *first == b'+' { b' ' } else { *first });
+                rest = after;
+            }
+        }
+    }
+    Cow::Owned(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PLAIN: Reading = Reading { model: false, batch: false, otid: false, filters: false };
+
+    fn agent(id: &str) -> Named {
+        Named::Agent(id.to_owned())
+    }
+
+    fn owned(thing: Thing, id: &str) -> Named {
+        Named::Owned(thing, id.to_owned())
+    }
+
+    fn reason(result: Result<Vec<Named>, Error>) -> &'static str {
+        result.unwrap_err().reason()
+    }
+
+    #[test]
+    fn every_value_of_a_query_counts_however_it_is_written() {
+        for (query, named) in [
+            ("", vec![]),
+            ("limit=5&agent_id=a&after=message-1", vec![agent("a")]),
+            ("agent_id=a&agent_id=b", vec![agent("a"), agent("b")]),
+            ("agent_id", vec![agent("")]),
+            ("agent%5Fid=%61&&agent_ids=b+c%zz", vec![agent("a"), agent("b c%zz")]),
+            ("conversation_id=agent-1&conversation_id=default", vec![agent("agent-1")]),
+            (
+                "conversation_id=conv-1&run_id=run-1",
+                vec![owned(Thing::Conversation, "conv-1"), owned(Thing::Run, "run-1")],
+            ),
+            ("project_id=p&Agent_Id_=x", vec![]),
+        ] {
+            assert_eq!(PLAIN.query(query).unwrap(), named, "{query}");
+        }
+        assert_eq!(reason(PLAIN.query("group_id=g")), "policy_reach");
+        assert_eq!(reason(PLAIN.query("identity%5fids=g")), "policy_reach");
+        assert_eq!(Reading { filters: true, ..PLAIN }.query("identity_id=i&agent_id=a").unwrap(), [agent("a")]);
+        let many = |count| (0..count).map(|agent| format!("agent_id={agent}&agent_id={agent}&")).collect::<String>();
+        assert_eq!(PLAIN.query(&many(MOST)).unwrap().len(), MOST);
+        assert_eq!(reason(PLAIN.query(&many(MOST + 1))), "policy_reach");
+    }
+
+    #[test]
+    fn every_name_at_the_top_of_a_body_counts_and_none_below() {
+        for (body, named) in [
+            ("", vec![]),
+            ("{}", vec![]),
+            (r#"{"input":"hi","messages":[{"group_id":"g","agent_id":"x"}],"agent_id":null}"#, vec![]),
+            (r#"{"agent_id":"a","agent\u005fid":"b"}"#, vec![agent("a"), agent("b")]),
+            (r#"{"run_ids":["r1","r2"],"agent_ids":[]}"#, vec![owned(Thing::Run, "r1"), owned(Thing::Run, "r2")]),
+            (r#"{"model":"agent-1","otid":"x","requests":[{"agent_id":"a"}]}"#, vec![]),
+        ] {
+            assert_eq!(PLAIN.body(body.as_bytes()).unwrap(), named, "{body}");
+        }
+        let (chat, batch) = (Reading { model: true, ..PLAIN }, Reading { batch: true, ..PLAIN });
+        assert_eq!(chat.body(br#"{"model":"a","model":"b"}"#).unwrap(), [agent("a"), agent("b")]);
+        let requests = br#"{"requests":[{"agent_id":"a"},{"agent_id":"b","input":"x"}],"requests":[{"agent_id":"c"}]}"#;
+        assert_eq!(batch.body(requests).unwrap(), [agent("a"), agent("b"), agent("c")]);
+        assert_eq!(reason(batch.body(br#"{"requests":[{"tool_ids":["t"]}]}"#)), "policy_reach");
+        assert_eq!(reason(Reading { otid: true, ..PLAIN }.body(br#"{"otid":"x"}"#)), "policy_reach");
+        for body in [r#"{"block_ids":["b"]}"#, r#"{"message_ids":[]  ,"tool_id":"t"}"#, r#"{"x_id":"y"}"#] {
+            assert_eq!(reason(PLAIN.body(body.as_bytes())), "policy_reach", "{body}");
+        }
+        for body in ["[]", "1", "{", r#"{"agent_id":1}"#, r#"{"agent_id":["a",1]}"#, r#"{"agent_id":{"a":"b"}}"#] {
+            assert_eq!(reason(PLAIN.body(body.as_bytes())), "client_bad_body", "{body}");
+        }
+        assert_eq!(reason(batch.body(br#"{"requests":{"agent_id":"a"}}"#)), "client_bad_body");
+        assert_eq!(reason(batch.body(br#"{"requests":["agent_id"]}"#)), "client_bad_body");
+    }
+}
