@@ -215,6 +215,7 @@ impl Gateway {
                     endpoint.tell(now);
                 }
                 pipeline.turns.upkeep(now);
+                pipeline.limits.upkeep();
             }
         };
         self.tasks.spawn(end.run_until_cancelled_owned(upkeep));

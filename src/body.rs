@@ -6,6 +6,7 @@
 pub mod request;
 pub mod room;
 
+use std::any::Any;
 use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -233,7 +234,7 @@ impl Counter {
 
     fn permit(self: &Arc<Self>) -> Permit {
         self.changed(1);
-        Permit(Arc::clone(self))
+        Permit { counter: Arc::clone(self), rider: None }
     }
 
     fn changed(&self, by: i64) {
@@ -250,12 +251,31 @@ impl fmt::Debug for Counter {
 }
 
 /// One of those a [`Counter`] counts; counted off when dropped.
-#[derive(Debug)]
-pub struct Permit(Arc<Counter>);
+pub struct Permit {
+    counter: Arc<Counter>,
+    rider: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Permit {
+    /// Lets go of `rider`, too, when it is dropped: what counts the same thing elsewhere.
+    pub fn carrying(mut self, rider: impl Any + Send + Sync) -> Self {
+        self.rider = Some(match self.rider.take() {
+            None => Box::new(rider),
+            Some(other) => Box::new((other, rider)),
+        });
+        self
+    }
+}
+
+impl fmt::Debug for Permit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Permit").field(&self.counter).finish()
+    }
+}
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.now.fetch_sub(1, Ordering::AcqRel);
-        self.0.changed(-1);
+        self.counter.now.fetch_sub(1, Ordering::AcqRel);
+        self.counter.changed(-1);
     }
 }

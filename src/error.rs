@@ -4,9 +4,10 @@
 //! client may read; the cause is `source()` and goes to the log only.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderValue, StatusCode};
 use serde::{Deserialize, Serialize};
 
 /// The cause of an error, for the log only.
@@ -70,7 +71,9 @@ pub enum Error {
     /// The body gives an address for Letta to call, which is an admin's to give; `field` is the address's name.
     AddressRefused { field: &'static str },
     /// A limit of the key's plan refused the request.
-    Limited(Refusal),
+    Limited(Box<Refusal>),
+    /// What the key may use up is counted in a store that does not answer, and then nothing is to pass.
+    LimitsUnknown,
     /// As many requests without a key are in flight as may be, `most`.
     KeylessFull { most: u32 },
     /// The client wants a kept answer or none (`only-if-cached`, RFC 9111 §5.2.1.7), and there is none.
@@ -112,32 +115,29 @@ pub enum Error {
 /// What a refused limit tells the client.
 #[derive(Debug, Clone)]
 pub struct Refusal {
-    /// Which limit refused.
+    /// What kind of limit refused.
     pub window: Window,
+    /// The window's name, e.g. `rate_1d`: one of those the plan has.
+    pub name: Arc<str>,
     /// How long until a request may pass (rounded up to whole seconds in `Retry-After`).
     pub retry_after: Duration,
-    /// The window's size in requests.
-    pub limit: u32,
+    /// The window's size, in requests or what the budget counts.
+    pub limit: u64,
     /// What is left of it now.
-    pub remaining: u32,
+    pub remaining: u64,
     /// How long until the window is whole again.
     pub reset: Duration,
+    /// All windows of the plan, as `RateLimit-Policy` tells them.
+    pub policy: HeaderValue,
 }
 
-/// The limits a plan has.
+/// The kinds of limits a plan has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Window {
     Rate,
     InFlight,
-}
-
-impl Window {
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Rate => "rate",
-            Self::InFlight => "in_flight",
-        }
-    }
+    /// Of what turns cost.
+    Budget,
 }
 
 /// What became of a run whose stream or answer was lost.
@@ -212,7 +212,9 @@ impl Error {
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => "policy_rate_limited",
                 Window::InFlight => "policy_in_flight_limited",
+                Window::Budget => "policy_budget_spent",
             },
+            Self::LimitsUnknown => "gateway_limits_unknown",
             Self::NotKept => "client_only_if_cached",
             Self::NoUpstream => "upstream_none",
             Self::UpstreamConnect { .. } => "upstream_connect",
@@ -280,6 +282,7 @@ impl Error {
             | Self::UserUnverified
             | Self::OwnerUnknown
             | Self::StoreDown
+            | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. }
@@ -329,6 +332,7 @@ impl Error {
             | Self::UserUnverified
             | Self::LaneTimeout { .. }
             | Self::StoreDown
+            | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
@@ -377,6 +381,7 @@ impl Error {
             | Self::KeyReused
             | Self::NotKept
             | Self::StoreDown
+            | Self::LimitsUnknown
             | Self::Draining
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => true,
@@ -418,6 +423,7 @@ impl Error {
             Self::OriginRefused => Self::OriginRefused,
             Self::ScopeMissing { needed } => Self::ScopeMissing { needed },
             Self::Limited(refusal) => Self::Limited(refusal.clone()),
+            Self::LimitsUnknown => Self::LimitsUnknown,
             Self::NotKept => Self::NotKept,
             Self::NoUpstream => Self::NoUpstream,
             Self::UpstreamConnect { upstream, cause } => {
@@ -497,14 +503,20 @@ impl fmt::Display for Error {
             }
             Self::Limited(refusal) => match refusal.window {
                 Window::Rate => {
-                    write!(f, "too many requests: try again in {} s", crate::error::whole_seconds(refusal.retry_after))
+                    let seconds = whole_seconds(refusal.retry_after);
+                    write!(f, "too many requests ({}): try again in {seconds} s", refusal.name)
+                }
+                Window::Budget => {
+                    let seconds = whole_seconds(refusal.retry_after);
+                    write!(f, "nothing is left of the budget ({}): try again in {seconds} s", refusal.name)
                 }
                 Window::InFlight => write!(
                     f,
-                    "too many requests at once: this key may have {} in flight; wait for one to end",
-                    refusal.limit
+                    "too many requests at once ({}): {} may be in flight; wait for one to end",
+                    refusal.name, refusal.limit
                 ),
             },
+            Self::LimitsUnknown => f.write_str("the gateway cannot reach where it counts requests; try again later"),
             Self::NotKept => f.write_str("no kept answer will do, and the request asks for no other (only-if-cached)"),
             Self::NoUpstream => f.write_str("no Letta replica can take the request now"),
             Self::UpstreamConnect { .. } => {

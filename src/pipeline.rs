@@ -67,8 +67,8 @@ impl Pipeline {
         let is_store_shared = settings.redis.is_some();
         let revocations =
             Revocations::new(&settings.keys, is_store_shared, previous.map(|previous| &previous.revocations));
-        let limits =
-            Arc::new(Limits::new(&settings.plans, &settings.keys, metrics, previous.map(|previous| &*previous.limits)));
+        let limits = Limits::new(&settings.plans, &settings.keys, metrics, previous.map(|previous| &*previous.limits));
+        let limits = Arc::new(limits.over(store.shared_limits(), settings.on_error, metrics));
         let balance = Balance::new(&settings.balance, metrics, previous.map(|previous| previous.endpoints.as_slice()));
         let endpoints = balance.endpoints().to_vec();
         let upstream = Upstream::new(

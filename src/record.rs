@@ -23,6 +23,8 @@ use crate::telemetry::record::Sink;
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
 const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
+const RATELIMIT: HeaderName = HeaderName::from_static("ratelimit");
+const RATELIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
@@ -89,9 +91,17 @@ fn refuse(error: &Error, record: &Record) -> Response {
     struct Inner<'a> {
         r#type: &'static str,
         message: &'a str,
+        /// The limit that refused.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        window: Option<&'a str>,
     }
     let text = error.to_string();
-    let answer = Answer { detail: &text, error: Inner { r#type: error.reason(), message: &text }, message: &text };
+    let window = match error {
+        Error::Limited(refusal) => Some(&*refusal.name),
+        _ => None,
+    };
+    let inner = Inner { r#type: error.reason(), message: &text, window };
+    let answer = Answer { detail: &text, error: inner, message: &text };
     let json = serde_json::to_vec(&answer).unwrap_or_default();
     let mut response = http::Response::new(Body::whole(Bytes::from(json)));
     *response.status_mut() = error.status();
@@ -122,6 +132,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
         | Error::UserUnverified
         | Error::OwnerUnknown
         | Error::StoreDown
+        | Error::LimitsUnknown
         | Error::Draining
         | Error::Overloaded { .. }
         | Error::Exhausted { .. }
@@ -147,6 +158,11 @@ fn tell_when(refusal: &Refusal, headers: &mut HeaderMap) {
     headers.insert(RATELIMIT_LIMIT, HeaderValue::from(refusal.limit));
     headers.insert(RATELIMIT_REMAINING, HeaderValue::from(refusal.remaining));
     headers.insert(RATELIMIT_RESET, HeaderValue::from(whole_seconds(refusal.reset)));
+    headers.insert(RATELIMIT_POLICY, refusal.policy.clone());
+    // names of windows are plain words
+    if let Ok(left) = HeaderValue::try_from(format!("\"{}\";r={};t={seconds}", refusal.name, refusal.remaining)) {
+        headers.insert(RATELIMIT, left);
+    }
     if seconds > LONGEST_WORTH_WAITING {
         headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
     }

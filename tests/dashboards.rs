@@ -14,10 +14,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use letta_gateway::error::{Error, Window};
+use letta_gateway::error::Error;
 use letta_gateway::letta::routes::ROUTES;
 use letta_gateway::telemetry::Metrics;
-use letta_gateway::telemetry::metrics::CacheResult;
+use letta_gateway::telemetry::metrics::{CacheResult, Decision};
 use promql::Query;
 use serde_json::Value;
 
@@ -41,11 +41,13 @@ const FUNCTIONS: [&str; 11] = [
 fn told() -> BTreeMap<String, BTreeSet<String>> {
     let metrics = Metrics::new();
     metrics.route(ROUTES.first());
-    metrics.key("key").refused(Window::Rate).inc();
+    metrics.key("key").decided("rate_1m", Decision::Refused).inc();
     metrics.upstream("letta:8283").healthy.set(1);
     metrics.error(Error::KeyMissing.reason());
     metrics.cache(CacheResult::Hit);
     metrics.retry("another_replica");
+    metrics.key("key").budget_remaining("tokens_1d", 7);
+    metrics.limit_without_store("local");
     metrics.redis_error("timeout");
     metrics.redis_reply(Duration::from_millis(1));
     metrics.listener("0.0.0.0:8283").error("parse");

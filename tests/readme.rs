@@ -37,7 +37,16 @@ fn errors() -> Vec<Error> {
     let upstream = || "letta:8283".to_owned();
     let limited = |window| {
         let second = Duration::from_secs(1);
-        Error::Limited(Refusal { window, retry_after: second, limit: 1, remaining: 0, reset: second })
+        let (name, policy) = ("rate_1s".into(), http::HeaderValue::from_static(""));
+        Error::Limited(Box::new(Refusal {
+            window,
+            name,
+            retry_after: second,
+            limit: 1,
+            remaining: 0,
+            reset: second,
+            policy,
+        }))
     };
     let closed = || Error::UpstreamClosed { upstream: upstream(), sent: true, cause: cause() };
     vec![
@@ -70,6 +79,8 @@ fn errors() -> Vec<Error> {
         Error::AddressRefused { field: "callback_url" },
         limited(Window::Rate),
         limited(Window::InFlight),
+        limited(Window::Budget),
+        Error::LimitsUnknown,
         Error::KeylessFull { most: 1 },
         Error::NotKept,
         Error::NoUpstream,

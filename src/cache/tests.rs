@@ -135,7 +135,7 @@ fn gateway_on(
     let digest = |id| Sha256::digest(format!("key {id}")).into();
     let keys = ["one", "two"].map(|id| key::Settings::new(id, digest(id), "plan", &[KeyScope::Message]));
     let rate = Rate { requests: 1, per: Duration::from_hours(1), burst: 30 };
-    let plan = Plan { name: "plan".into(), rate: Some(rate), in_flight: Some(3) };
+    let plan = Plan { name: "plan".into(), rates: vec![rate], in_flight: Some(3), ..Plan::default() };
 
     let (arrived, arrivals) = mpsc::unbounded_channel();
     let seen = Arc::default();

@@ -48,6 +48,8 @@ pub struct Settings {
     pub plans: Vec<limits::Plan>,
     /// None: the store is in this process.
     pub redis: Option<store::RedisSettings>,
+    /// What becomes of requests whose state is shared, without the shared store.
+    pub on_error: store::OnError,
     pub cache: cache::Settings,
     pub turns: turn::Settings,
     pub cors: cors::Settings,

@@ -112,6 +112,8 @@ mod tests {
         let schema: Value = serde_json::from_str(&schema()).unwrap();
         let (mut known, mut written) = (BTreeSet::new(), BTreeSet::new());
         options(&schema, &schema, "", &mut known);
+        // a list of rates has the options of one
+        known = known.into_iter().map(|path| path.replace(".rate[]", ".rate")).collect();
         let (root, _) = document::parse(&whole(), "gateway.yaml", &|_| Some("1".to_owned())).unwrap();
         // names of one's own, and places in lists, are all alike
         for path in root

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::letta::routes::Scope;
+use crate::limits;
 
 mod keys;
 
@@ -85,7 +86,7 @@ fn the_example_of_the_issue_is_accepted() {
     assert_eq!(settings.keys[0].scopes, [Scope::Read, Scope::Message]);
     assert_eq!(settings.redis.unwrap().url, "redis://127.0.0.1:6379/0");
     assert_eq!(settings.cache.max_entry, 256 * 1024);
-    assert_eq!(settings.plans[0].rate.unwrap().burst, 20);
+    assert_eq!(settings.plans[0].rates[0].burst, 20);
     let files: Vec<_> = settings.files.iter().map(|file| file.strip_prefix(folder.path()).unwrap()).collect();
     assert_eq!(files, [Path::new("certs/cert.pem"), Path::new("certs/key.pem")]);
     assert_eq!(settings.warnings, []);
@@ -497,4 +498,29 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_plan_takes_one_rate_or_a_list_of_them_and_budgets() {
+    let plans = |plan: &str| read(&format!("{LEAST}plans: {{ standard: {{ {plan} }} }}\n")).unwrap().plans.remove(0);
+    assert_eq!(plans("rate: { requests: 5, per: 1s }").rates.len(), 1);
+    let plan =
+        plans("scope: plan, mode: shadow, rate: [{ requests: 10, per: 1s, burst: 20 }, { requests: 5000, per: 1d }]");
+    assert_eq!((plan.scope, plan.mode), (limits::Scope::Plan, limits::Mode::Shadow));
+    let rates: Vec<_> = plan.rates.iter().map(|rate| (rate.requests, rate.per.as_secs(), rate.burst)).collect();
+    assert_eq!(rates, [(10, 1, 20), (5000, 86_400, 5000)]);
+    let plan = plans("budgets: [{ tokens: 2000000, steps: 500 }, { turns: 7, per: 1h }]");
+    let budgets: Vec<_> = plan.budgets.iter().map(|budget| (budget.what, budget.most, budget.per.as_secs())).collect();
+    let (tokens, steps, turns) = (limits::Measure::Tokens, limits::Measure::Steps, limits::Measure::Turns);
+    assert_eq!(budgets, [(tokens, 2_000_000, 86_400), (steps, 500, 86_400), (turns, 7, 3600)]);
+    refused(
+        "plans:\n  standard:\n    rate: [{ requests: 1, per: 1m }, { requests: 2 }, { requests: 0, per: 1s }]\n    budgets: [{ per: 1d }, { tokens: 0 }, { steps: 1 }, { steps: 2, turns: 3 }]\n",
+        &[
+            "gateway.yaml:7:38: plans.standard.rate[1].per: is the period of rate[0] too; each rate has its own",
+            "gateway.yaml:7:57: plans.standard.rate[2].requests: 0 is out of range; write 1 to 10000000",
+            "gateway.yaml:8:15: plans.standard.budgets[0]: limits nothing; write tokens, steps or turns",
+            "gateway.yaml:8:30: plans.standard.budgets[1].tokens: 0 is out of range; write 1 to 1000000000000000",
+            "gateway.yaml:8:59: plans.standard.budgets[3].steps: has a budget of the same period already; keep one",
+        ],
+    );
 }

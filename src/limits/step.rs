@@ -1,19 +1,15 @@
 //! The limits step: admits, tells how much is left, and holds the place in flight until the response has ended.
 
-use http::{HeaderMap, HeaderName, HeaderValue};
-
-use super::allowance::Seat;
-use super::{Left, Limits};
+use super::Limits;
+use super::account::Asking;
+use super::seat::Seat;
 use crate::auth::{Admitted, Parts};
 use crate::body::{Request, Response};
-use crate::error::{Error, whole_seconds};
+use crate::error::Error;
 use crate::letta::repeat::Repeat;
+use crate::letta::routes::Subject;
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
-
-const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
-const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
-const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
 /// A request within the limits of its key, or one that needs no key.
 pub struct Within {
@@ -41,25 +37,30 @@ impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
             return Ok(response.map(|body| body.holding(permit)));
         };
         let is_send = parts.route.sends.is_some();
-        // a repeat needs no place of its own: its turn has one
-        let may_repeat = is_send && Repeat::of(parts.request.headers()).is_said();
-        let (seat, left) = self.admit(&key.id, may_repeat)?;
-        let (seat, permit) = if is_send { (Some(seat), None) } else { (None, Some(seat.take()?)) };
+        let asking = Asking {
+            // a repeat needs no place of its own: its turn has one
+            may_repeat: is_send && Repeat::of(parts.request.headers()).is_said(),
+            starts_turn: parts.route.starts_turns(),
+        };
+        let agent = parts.subject.as_deref().filter(|_| parts.route.subject == Subject::Agent);
+        let (mut seat, told) = self.admit(&key.id, agent, asking).await?;
+        let (seat, permit, bill) = if is_send {
+            (Some(seat), None, None)
+        } else {
+            // what such a turn costs is not told to whoever starts it
+            let bill = seat.bill();
+            (None, Some(seat.take()?), bill)
+        };
         let mut response = next.handle(Within { parts, seat }, record).await?;
-        if let Some(left) = left {
-            tell(left, response.headers_mut());
+        if let Some(bill) = bill.filter(|_| response.status().is_success()) {
+            bill.charge(None);
+        }
+        if let Some(told) = told {
+            told.tell(response.headers_mut());
         }
         Ok(match permit {
             Some(permit) => response.map(|body| body.holding(permit)),
             None => response,
         })
     }
-}
-
-/// The burst, what is left of it, and the seconds until it is whole again. A limit of Letta's own, should there be one,
-/// is not the client's to know.
-fn tell(left: Left, headers: &mut HeaderMap) {
-    headers.insert(LIMIT, HeaderValue::from(left.limit));
-    headers.insert(REMAINING, HeaderValue::from(left.remaining));
-    headers.insert(RESET, HeaderValue::from(whole_seconds(left.reset)));
 }

@@ -4,6 +4,7 @@
 //! request at most its time budget, then nothing at all until it is back by itself.
 
 mod entry;
+mod limits;
 mod memory;
 mod redis;
 #[cfg(test)]
@@ -20,8 +21,10 @@ use crate::telemetry::Metrics;
 use self::memory::Memory;
 pub use self::redis::BadUrl;
 use self::redis::Redis;
+pub use self::redis::limits::SharedLimits;
 pub use self::redis::turns::SharedTurns;
 pub use entry::Entry;
+pub use limits::{Ask, Charged, Known, Lease, Ledger, LimitTiming, Pace, Spender, Tally, Verdict};
 pub use turns::{
     Abandoned, Appended, Claim, Cursor, Found, Index, LONGEST_NOTE, LanePlace, MOST_FOUND, Piece, Read, Timing, TurnId,
 };
@@ -38,6 +41,18 @@ pub struct Settings {
     pub max_entry: u64,
     /// Bytes of all values at most (in this process only; Redis has its own `maxmemory`).
     pub max_total: u64,
+}
+
+/// What becomes of a request whose limits are shared while the shared store is not there (`store.on_error`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// This gateway goes on with what it knows, as one of those there are.
+    #[default]
+    Local,
+    /// It is refused.
+    Deny,
+    /// It passes.
+    Allow,
 }
 
 /// What the configuration says of Redis.
@@ -78,6 +93,8 @@ pub struct Store {
     place: Place,
     /// Opened when it is first asked for; stays over reloads that keep the same Redis.
     turns: Arc<OnceLock<Arc<SharedTurns>>>,
+    /// The same for limits.
+    limits: Arc<OnceLock<Arc<SharedLimits>>>,
 }
 
 #[derive(Clone)]
@@ -139,11 +156,11 @@ impl Store {
             }
             Some(redis) => Place::Redis(Arc::new(Redis::new(redis, settings.max_entry, Arc::clone(metrics))?)),
         };
-        let turns = match previous.filter(|previous| previous.settings.redis == settings.redis) {
-            Some(previous) => Arc::clone(&previous.turns),
-            None => Arc::default(),
+        let (turns, limits) = match previous.filter(|previous| previous.settings.redis == settings.redis) {
+            Some(previous) => (Arc::clone(&previous.turns), Arc::clone(&previous.limits)),
+            None => Default::default(),
         };
-        Ok(Self { settings: Arc::new(settings), place, turns })
+        Ok(Self { settings: Arc::new(settings), place, turns, limits })
     }
 
     /// What gateways share of turns; `None` if the store is in this process.
@@ -157,6 +174,20 @@ impl Store {
         match &self.place {
             Place::Memory(_) => None,
             Place::Redis(redis) => Some(Arc::clone(self.turns.get_or_init(|| Arc::new(redis.open_turns(timing))))),
+        }
+    }
+
+    /// What gateways share of limits; `None` if the store is in this process.
+    ///
+    /// Must be called within a tokio runtime: the first call begins to connect.
+    pub fn shared_limits(&self) -> Option<Arc<SharedLimits>> {
+        self.shared_limits_with(LimitTiming::default())
+    }
+
+    fn shared_limits_with(&self, timing: LimitTiming) -> Option<Arc<SharedLimits>> {
+        match &self.place {
+            Place::Memory(_) => None,
+            Place::Redis(redis) => Some(Arc::clone(self.limits.get_or_init(|| Arc::new(redis.open_limits(timing))))),
         }
     }
 
@@ -206,14 +237,27 @@ impl Store {
     pub fn health(&self) -> Health {
         match &self.place {
             Place::Memory(_) => Health::Ok,
-            Place::Redis(redis) => match (redis.is_up(), self.turns.get().is_none_or(|turns| turns.is_up())) {
-                (true, true) => Health::Ok,
-                (true, false) => Health::Degraded("redis is not reachable for turns: they are not shared"),
-                (false, true) => Health::Degraded("redis is not reachable for answers: they are not cached"),
-                (false, false) => {
-                    Health::Degraded("redis is not reachable: answers are not cached, turns are not shared")
-                }
-            },
+            Place::Redis(redis) => {
+                let turns = self.turns.get().is_none_or(|turns| turns.is_up());
+                let limits = self.limits.get().is_none_or(|limits| limits.is_up());
+                degraded(redis.is_up(), turns, limits).map_or(Health::Ok, Health::Degraded)
+            }
+        }
+    }
+}
+
+/// What goes on without Redis, of which each has a connection of its own; `None`: nothing.
+fn degraded(answers: bool, turns: bool, limits: bool) -> Option<&'static str> {
+    match (answers, turns, limits) {
+        (true, true, true) => None,
+        (false, true, true) => Some("redis is not reachable for answers: they are not cached"),
+        (true, false, true) => Some("redis is not reachable for turns: they are not shared"),
+        (true, true, false) => Some("redis is not reachable for limits: they are not shared"),
+        (true, false, false) => Some("redis is not reachable for turns and limits: they are not shared"),
+        (false, false, true) => Some("redis is not reachable: answers are not cached, turns are not shared"),
+        (false, true, false) => Some("redis is not reachable: answers are not cached, limits are not shared"),
+        (false, false, false) => {
+            Some("redis is not reachable: answers are not cached, turns and limits are not shared")
         }
     }
 }

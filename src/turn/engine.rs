@@ -29,6 +29,7 @@ use crate::auth::key::Key;
 use crate::body::{Body, Permit, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
+use crate::limits::{Bill, Seat};
 use crate::listen::Peer;
 use crate::step::Handle;
 use crate::store::TurnId;
@@ -68,10 +69,14 @@ pub(super) struct Engine<B> {
     pub turn: Arc<Turn>,
     pub below: Arc<B>,
     pub message: Message,
+    /// Until it is known whose turn it is: one of another gateway's needs no place.
+    pub seat: Option<Seat>,
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
     /// The message's place in memory.
     pub _room: OwnedSemaphorePermit,
+    /// The key's budgets, until the turn is charged to them.
+    pub bill: Option<Bill>,
     pub record: Record,
 }
 
@@ -103,7 +108,13 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             Err(error) => return unfinished.never_sent(error),
         };
         match self.work().await {
-            Ok(Worked::Over(outcome)) => unfinished.over(outcome, Ended::Whole),
+            Ok(Worked::Over(outcome)) => {
+                if outcome == Outcome::Refused {
+                    self.bill = None;
+                }
+                self.charge();
+                unfinished.over(outcome, Ended::Whole);
+            }
             Ok(Worked::Lost { error, as_event }) => {
                 // boxed, as all that is rare: what a turn takes in memory is what a plain one takes
                 let (lost, run) = Box::pin(self.aftermath().what_became(error, true)).await;
@@ -112,15 +123,41 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 self.permit = None;
                 Box::pin(self.aftermath().outlast(run)).await;
             }
-            Err(error) => unfinished.never_sent(error),
+            Err(error) => {
+                self.bill = None;
+                unfinished.never_sent(error);
+            }
         }
-        drop(lane);
+        drop((lane, self.permit.take()));
+        self.settle().await;
+    }
+
+    /// Charges the turn if it is known what it cost.
+    fn charge(&mut self) {
+        let usage = self.turn.facts.now().usage;
+        if let Some(bill) = self.bill.take_if(|bill| usage.is_some() || !bill.wants_usage()) {
+            bill.charge(usage.as_ref());
+        }
+    }
+
+    /// Charges a turn whose answer did not tell what it cost with what Letta says when it is asked.
+    async fn settle(&mut self) {
+        self.charge();
+        let Some(bill) = self.bill.take() else { return };
+        let usage = match self.turn.run() {
+            Some(run) => self.inquiry().usage(run, &self.record).await,
+            None => None,
+        };
+        bill.charge(usage.as_ref());
     }
 
     /// Waits until the message may be sent to Letta, or follows the turn of another gateway's that it is.
     async fn prepare(&mut self) -> Result<Prepared, Error> {
         match self.desk.fleet.clone() {
-            None => Ok(Prepared::Ready(self.enter_lane().await?, None)),
+            None => {
+                self.sit()?;
+                Ok(Prepared::Ready(self.enter_lane().await?, None))
+            }
             Some(fleet) => Box::pin(self.prepare_among(fleet)).await,
         }
     }
@@ -138,12 +175,21 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     None => continue,
                 },
             };
+            self.sit()?;
             let lane = standing.alive(self.enter_lane()).await?;
             if standing.begin(dedupe, on_store_error, metrics).await? {
                 return Ok(Prepared::Ready(lane, Some(standing)));
             }
         }
         Err(Error::Overloaded { what: "attempts to begin a turn" })
+    }
+
+    /// Takes the key's place in flight. An error: it has none, or has spent its budget.
+    fn sit(&mut self) -> Result<(), Error> {
+        if let Some(seat) = self.seat.take() {
+            self.permit = Some(seat.take()?);
+        }
+        Ok(())
     }
 
     /// Follows the turn `theirs` of another gateway's to its end. `None`: it never began, and is this one's to claim.
@@ -423,7 +469,7 @@ impl Unfinished {
     }
 }
 
-pub(super) fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
+fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
     desk.registry.forget(turn);
     turn.facts.set(|facts| facts.outcome = Some(Outcome::NeverSent));
     desk.metrics.turns.ended(Outcome::NeverSent.as_str());

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::Dispatch;
@@ -16,6 +17,7 @@ use super::marks::Target;
 use crate::auth::Parts;
 use crate::auth::key::Key;
 use crate::body::RequestBody;
+use crate::letta::reply::Usage;
 use crate::letta::routes;
 use crate::listen::Peer;
 use crate::step::Handle;
@@ -103,6 +105,27 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         Some(runs)
     }
 
+    /// What the run `id` has cost so far.
+    pub(super) async fn usage(&self, id: &str, record: &Record) -> Option<Usage> {
+        /// Letta counts steps elsewhere.
+        #[derive(Deserialize)]
+        struct Tokens {
+            prompt_tokens: u64,
+            completion_tokens: u64,
+            total_tokens: u64,
+        }
+        #[derive(Deserialize)]
+        struct Metrics {
+            num_steps: Option<u64>,
+        }
+        let usage = self.ask(Method::GET, &format!("/v1/runs/{id}/usage"), Bytes::new(), record).await;
+        let Tokens { prompt_tokens, completion_tokens, total_tokens } = told(usage)?;
+        let metrics = self.ask(Method::GET, &format!("/v1/runs/{id}/metrics"), Bytes::new(), record).await;
+        let metrics: Option<Metrics> = told(metrics);
+        let step_count = metrics.and_then(|metrics| metrics.num_steps).unwrap_or(0);
+        Some(Usage { prompt_tokens, completion_tokens, total_tokens, step_count })
+    }
+
     /// Cancels that very run. True if Letta took it.
     pub(super) async fn cancel(&self, run: &Run, record: &Record) -> bool {
         let Some(agent) = &run.agent_id else { return false };
@@ -135,4 +158,10 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         };
         timeout(PATIENCE, asked).await.ok()?
     }
+}
+
+/// What a good answer tells.
+fn told<T: DeserializeOwned>(answer: Option<(StatusCode, Bytes)>) -> Option<T> {
+    let (_, body) = answer.filter(|(status, _)| *status == StatusCode::OK)?;
+    serde_json::from_slice(&body).ok()
 }

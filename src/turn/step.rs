@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Message, never_sent};
+use super::engine::{Engine, Message};
 use super::fleet::{Fleet, Mirrored};
 use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
@@ -128,7 +128,7 @@ impl Turns {
         &self,
         sends: Sends,
         mut parts: Parts,
-        seat: Option<Seat>,
+        mut seat: Option<Seat>,
         record: &mut Record,
         below: &Arc<B>,
     ) -> Result<Response, Error> {
@@ -161,14 +161,6 @@ impl Turns {
             drop((follower, seat));
             return self.repeat(&known, record).await;
         }
-        let permit = match seat.map(Seat::take).transpose() {
-            Ok(permit) => permit,
-            Err(error) => {
-                // others may have joined it meanwhile
-                never_sent(desk, &turn, error.again());
-                return Err(error);
-            }
-        };
         let Parts { request, peer, route, subject, key } = parts;
         let (head, _) = request.into_parts();
         let message = Message { uri: head.uri, headers: head.headers, body, route, subject, peer, key };
@@ -180,8 +172,10 @@ impl Turns {
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
             message,
-            permit,
             _room: room,
+            bill: seat.as_mut().and_then(Seat::bill),
+            seat,
+            permit: None,
             record: engines,
         };
         if sending.streams {
@@ -370,12 +364,16 @@ fn own_run(sending: &Sending) -> Result<(), Error> {
 /// A send that can be no turn goes on as it is; its place in flight is its own.
 async fn pass<B: Handle<Dispatch>>(
     parts: Parts,
-    seat: Option<Seat>,
+    mut seat: Option<Seat>,
     record: &mut Record,
     below: &Arc<B>,
 ) -> Result<Response, Error> {
+    let bill = seat.as_mut().and_then(Seat::bill);
     let permit = seat.map(Seat::take).transpose()?;
     let response = below.handle(Dispatch { parts }, record).await?;
+    if let Some(bill) = bill.filter(|_| response.status().is_success()) {
+        bill.charge(None);
+    }
     Ok(match permit {
         Some(permit) => response.map(|body| body.holding(permit)),
         None => response,

@@ -87,6 +87,36 @@ async fn a_retry_on_another_gateway_joins_the_turn_that_runs() {
 }
 
 #[tokio::test]
+async fn a_retry_on_another_gateway_needs_no_place_in_flight_of_its_own() {
+    let server = RedisServer::start();
+    let (replica, mut feeds) = streaming().await;
+    let yaml = format!("plans:\n  standard: {{ in_flight: 1 }}\n{}", store(&server, ""));
+    let [one, other] = [gateway(&[&replica], &yaml).await, gateway(&[&replica], &yaml).await];
+    for proxy in [&one, &other] {
+        proxy.metric_is("letta_gateway_limit_gateways", 2.0).await;
+    }
+    let stream = one.open(stream_request(&one)).await;
+    let feed: Feed = feeds.recv().await.unwrap();
+    say(&feed, &event(1)).await;
+    // one that says that it is a retry, and of which nobody knows the turn
+    for headers in [&[], RETRY] {
+        let another = other.send(message(&other, "another", headers)).await;
+        assert_eq!((another.status, &another.json()["error"]["window"]), (429, &"in_flight".into()));
+    }
+    let mut request = stream_request(&other);
+    request.headers_mut().insert("x-stainless-retry-count", "1".parse().unwrap());
+    let retry = other.open(request).await;
+    assert_eq!((retry.status().as_u16(), &retry.headers()["x-turn"]), (200, &"joined".parse().unwrap()));
+    let end = "data: [DONE]\n\n";
+    say(&feed, end).await;
+    drop(feed);
+    for answer in [retry, stream] {
+        assert_eq!(Answer::of(answer).await.text(), event(1) + end);
+    }
+    assert_eq!(replica.count(), 1);
+}
+
+#[tokio::test]
 async fn a_retry_on_another_gateway_is_given_the_answer_of_a_turn_that_is_over() {
     let server = RedisServer::start();
     let replica = Replica::start(|_| json(letta_answer("once"))).await;

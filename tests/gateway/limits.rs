@@ -18,8 +18,8 @@ async fn reader(proxy: &Proxy) -> Answer {
     proxy.send(request.header("x-api-key", READER).body(Bytes::new()).unwrap()).await
 }
 
-fn decisions(key: &str, decision: &str) -> String {
-    format!("letta_gateway_limit_decisions_total{{decision=\"{decision}\",key=\"{key}\"}}")
+fn decisions(key: &str, window: &str, outcome: &str) -> String {
+    format!("letta_gateway_limit_decisions_total{{key=\"{key}\",outcome=\"{outcome}\",window=\"{window}\"}}")
 }
 
 #[tokio::test]
@@ -31,8 +31,8 @@ async fn a_burst_is_admitted_exactly_and_the_rest_never_reaches_letta() {
     assert_eq!(answers.iter().filter(|answer| answer.status == 200).count(), 20);
     assert_eq!(answers.iter().filter(|answer| answer.status == 429).count(), 40);
     assert_eq!(a.count(), 20);
-    assert_eq!(proxy.metric(&decisions("team-a", "admitted")).await, 20.0);
-    assert_eq!(proxy.metric(&decisions("team-a", "rate")).await, 40.0);
+    assert_eq!(proxy.metric(&decisions("team-a", "all", "admitted")).await, 20.0);
+    assert_eq!(proxy.metric(&decisions("team-a", "rate_1h", "refused")).await, 40.0);
 }
 
 #[tokio::test]
@@ -56,7 +56,10 @@ async fn a_refusal_says_when_to_come_back() {
     assert_eq!(refused.header("x-should-retry"), None, "the official clients wait up to 60 s");
     let told = refused.json();
     assert_eq!(told["error"]["type"], "policy_rate_limited");
-    assert_eq!(told["detail"], format!("too many requests: try again in {seconds} s"));
+    assert_eq!(told["detail"], format!("too many requests (rate_1m): try again in {seconds} s"));
+    assert_eq!(told["error"]["window"], "rate_1m");
+    assert_eq!(refused.header("ratelimit-policy"), Some("\"rate_1m\";q=2;w=60"));
+    assert_eq!(refused.header("ratelimit"), Some(&*format!("\"rate_1m\";r=0;t={seconds}")));
     assert_eq!(a.count(), 2);
     let log = proxy.log(3).await;
     assert_eq!((&log[2]["status"], &log[2]["reason"]), (&429.into(), &"policy_rate_limited".into()));
@@ -128,7 +131,7 @@ async fn keys_of_one_plan_do_not_share() {
         assert_eq!(reader(&proxy).await.status, status);
     }
     assert_eq!(a.count(), 4);
-    assert_eq!(proxy.metric(&decisions("reader", "rate")).await, 1.0);
+    assert_eq!(proxy.metric(&decisions("reader", "rate_1h", "refused")).await, 1.0);
 }
 
 #[tokio::test]
@@ -175,7 +178,7 @@ async fn a_stream_is_in_flight_until_its_last_byte() {
     assert_eq!(reader(&proxy).await.status, 200, "another key has its own");
     let gauge = "letta_gateway_key_requests_in_flight{key=\"team-a\"}";
     assert_eq!(proxy.metric(gauge).await, 2.0);
-    assert_eq!(proxy.metric(&decisions("team-a", "in_flight")).await, 3.0);
+    assert_eq!(proxy.metric(&decisions("team-a", "in_flight", "refused")).await, 3.0);
     // all but the end has come
     feed.send(Some(Bytes::from("data: [DONE]\n\n"))).await.unwrap();
     assert_eq!(proxy.get(&agent()).await.status, 429);
@@ -255,4 +258,50 @@ async fn lettas_own_429_is_told_apart() {
     assert_eq!((answer.header("retry-after"), answer.header("x-ratelimit-remaining")), (None, Some("4")));
     let line = &proxy.log(1).await[0];
     assert_eq!((line.get("reason"), &line["ended_by"]), (None, &"complete".into()));
+}
+
+#[tokio::test]
+async fn a_plan_has_any_number_of_windows_and_a_refusal_names_the_one_that_refused() {
+    let a = Replica::start(|_| json("{}")).await;
+    let windows = "rate: [{ requests: 1, per: 1h, burst: 3 }, { requests: 5, per: 1d }], in_flight: 4";
+    let proxy = gateway(&[&a], &plan(windows)).await;
+    let answer = proxy.get(&agent()).await;
+    let policy = "\"rate_1h\";q=3;w=10800, \"rate_1d\";q=5;w=86400, \"in_flight\";q=4;qu=\"concurrent-requests\"";
+    assert_eq!(answer.header("ratelimit-policy"), Some(policy));
+    assert_eq!(answer.header("ratelimit"), Some("\"rate_1h\";r=2;t=3600, \"rate_1d\";r=4;t=17280, \"in_flight\";r=3"));
+    for _ in 0..2 {
+        assert_eq!(proxy.get(&agent()).await.status, 200);
+    }
+    let refused = proxy.get(&agent()).await;
+    assert_eq!((refused.status, &refused.json()["error"]["window"]), (429, &"rate_1h".into()));
+    assert_eq!(refused.header("ratelimit-policy"), Some(policy));
+    assert_eq!(a.count(), 3);
+    assert_eq!(proxy.metric(&decisions("team-a", "rate_1h", "refused")).await, 1.0);
+    assert_eq!(proxy.metric(&decisions("team-a", "rate_1d", "refused")).await, 0.0);
+}
+
+#[tokio::test]
+async fn keys_of_a_plan_that_counts_as_one_share_and_agents_may_count_apart() {
+    let a = Replica::start(|_| json("{}")).await;
+    let proxy = gateway(&[&a], &plan("scope: plan, rate: { requests: 1, per: 1h, burst: 2 }")).await;
+    assert_eq!((proxy.get(&agent()).await.status, reader(&proxy).await.status), (200, 200));
+    assert_eq!((proxy.get(&agent()).await.status, reader(&proxy).await.status), (429, 429));
+    let proxy = gateway(&[&a], &plan("scope: agent, rate: { requests: 1, per: 1h, burst: 1 }")).await;
+    let other = format!("{}2", &agent()[..agent().len() - 1]);
+    for (path, status) in [(agent(), 200), (agent(), 429), (other.clone(), 200), (other, 429)] {
+        assert_eq!(proxy.get(&path).await.status, status, "{path}");
+    }
+    assert_eq!(a.count(), 4);
+}
+
+#[tokio::test]
+async fn a_plan_in_shadow_tells_and_refuses_nothing() {
+    let a = Replica::start(|_| json("{}")).await;
+    let proxy = gateway(&[&a], &plan("mode: shadow, rate: { requests: 1, per: 1h, burst: 2 }")).await;
+    for _ in 0..5 {
+        assert_eq!(proxy.get(&agent()).await.status, 200);
+    }
+    assert_eq!(a.count(), 5);
+    assert_eq!(proxy.metric(&decisions("team-a", "rate_1h", "shadowed")).await, 3.0);
+    assert_eq!(proxy.metric(&decisions("team-a", "rate_1h", "refused")).await, 0.0);
 }

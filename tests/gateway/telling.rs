@@ -77,6 +77,8 @@ async fn every_metric_that_is_documented_or_drawn_is_told_and_none_besides() {
     let certificate = authority.issue("a", &["a.test"], 2031);
     let letta = format!("    servers: [ {{ url: http://{} }} ]", a.address);
     let more = format!("cache: {{ agents: [\"*\"] }}\nstore: {{ redis: {{ url: \"{}\", timeout: 5s }} }}", redis.url());
+    let more =
+        format!("{more}\nplans: {{ standard: {{ rate: {{ requests: 1000, per: 1s }}, budgets: [{{ turns: 9 }}] }} }}");
     let plain = "  - address: 127.0.0.1:0\n";
     let both = format!("{plain}  - {{ address: 127.0.0.1:0, tls: {{ {} }} }}\n", certificate.yaml());
     let proxy = start(&yaml(&letta, &more).replacen(plain, &both, 1)).await;

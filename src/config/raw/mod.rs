@@ -14,11 +14,13 @@ use super::workers::Workers;
 
 mod key;
 mod listener;
+mod plan;
 mod turns;
 mod upstream;
 
 pub(super) use key::{ALL_AGENTS, DEFAULT_PLAN, Key, Scope};
 pub(super) use listener::{Certificate, Listener, Tls, TlsVersion};
+pub(super) use plan::{Budget, Mode, Plan, PlanScope, Rate, Rates};
 pub(super) use turns::{Dedupe, LaneBounds, OnDisconnect, OnStoreError, Turns};
 pub(super) use upstream::{Balance, Ejection, HealthCheck, Pool, Server, Timeouts, Upstream};
 
@@ -91,45 +93,6 @@ impl Default for Admin {
     }
 }
 
-/// Limits of each key that has this plan; one that is left out does not limit.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Plan {
-    /// Requests per period.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub rate: Option<Rate>,
-    /// Requests at once; a stream counts until its last byte.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub in_flight: Option<u32>,
-}
-
-impl Plan {
-    fn standard() -> Self {
-        let rate = Rate { requests: Some(60), per: DurationText::secs(60), burst: Some(20) };
-        Self { rate: Some(rate), in_flight: Some(8) }
-    }
-}
-
-/// So many requests per period.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default, deny_unknown_fields)]
-pub(super) struct Rate {
-    /// How many.
-    #[schemars(required)]
-    pub requests: Option<u32>,
-    /// In how long.
-    pub per: DurationText,
-    /// How many of them at once; left out: all of them.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub burst: Option<u32>,
-}
-
-impl Default for Rate {
-    fn default() -> Self {
-        Self { requests: None, per: DurationText::secs(60), burst: None }
-    }
-}
-
 /// Where shared state is kept.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -137,6 +100,18 @@ pub(super) struct Store {
     /// Left out: in this process, shared with no other gateway.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub redis: Option<Redis>,
+    /// What becomes of requests whose limits are counted in Redis while it does not answer: this gateway holds them to its
+    /// share of what is left (local), refuses them (deny), or holds them to all of it (allow).
+    pub on_error: OnError,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum OnError {
+    #[default]
+    Local,
+    Deny,
+    Allow,
 }
 
 /// Redis as the store of all gateways.

@@ -1,16 +1,14 @@
-//! API keys and plans: each key known by one digest or two of its own, wherever it stands, each plan there.
+//! API keys: each known by one digest or two of its own, wherever it stands, each with a plan that is there.
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::Duration;
 
+use super::Check;
 use super::key::Seen;
-use super::{Check, DAY};
 use crate::auth::key;
 use crate::config::keys_file::KeysFile;
 use crate::config::raw;
 use crate::config::secret::Secret;
-use crate::limits;
 
 pub(super) const CREATE: &str = "letta-gateway keys create";
 
@@ -63,26 +61,6 @@ impl Check {
         };
         self.problem(path, text);
         None
-    }
-
-    pub(super) fn plans(&mut self, plans: BTreeMap<String, raw::Plan>) -> Vec<limits::Plan> {
-        plans.into_iter().map(|(name, plan)| self.plan(name, plan)).collect()
-    }
-
-    fn plan(&mut self, name: String, plan: raw::Plan) -> limits::Plan {
-        let path = format!("plans.{name}");
-        let raw::Plan { rate, in_flight } = plan;
-        let in_flight = in_flight.map(|most| self.count(&format!("{path}.in_flight"), most, 1..=1_000_000));
-        limits::Plan { rate: rate.and_then(|rate| self.rate(&format!("{path}.rate"), rate)), in_flight, name }
-    }
-
-    fn rate(&mut self, path: &str, rate: raw::Rate) -> Option<limits::Rate> {
-        let raw::Rate { requests, per, burst } = rate;
-        let per = self.duration(&format!("{path}.per"), per, Duration::from_secs(1)..=31 * DAY);
-        let burst = burst.map(|burst| self.count(&format!("{path}.burst"), burst, 1..=10_000_000));
-        let requests = self.required(path, "requests", requests)?;
-        let requests = self.count(&format!("{path}.requests"), requests, 1..=10_000_000);
-        Some(limits::Rate { requests, per, burst: burst.unwrap_or(requests) })
     }
 }
 

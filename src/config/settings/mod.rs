@@ -22,6 +22,7 @@ use crate::{cache, cors, store, telemetry};
 mod key;
 mod keys;
 mod listeners;
+mod plans;
 mod turns;
 mod upstream;
 
@@ -83,6 +84,7 @@ pub(super) fn check(raw: raw::Config, path: &Path, env: Environment<'_>, known: 
         upstream,
         keys,
         plans: check.plans(plans),
+        on_error: on_error(store.on_error),
         redis: check.store(store),
         cache: check.cache(cache),
         turns: check.turns(turns),
@@ -107,7 +109,8 @@ struct Check {
 
 impl Check {
     fn store(&mut self, store: raw::Store) -> Option<store::RedisSettings> {
-        let raw::Store { redis } = store;
+        // what becomes of errors has nothing to be checked
+        let raw::Store { redis, on_error: _ } = store;
         let raw::Redis { url, timeout, prefix, ca_file } = redis?;
         let timeout = self.duration("store.redis.timeout", timeout, MILLISECOND..=Duration::from_secs(10));
         if prefix.len() > 64 || prefix.chars().any(|c| c.is_whitespace() || c.is_control()) {
@@ -273,6 +276,14 @@ impl Check {
     fn secret(&mut self, path: &str, secret: &Secret) -> Option<String> {
         self.files.extend(secret.file(&self.folder));
         secret.resolve(&self.folder).map_err(|why| self.problem(path, why)).ok()
+    }
+}
+
+fn on_error(on_error: raw::OnError) -> store::OnError {
+    match on_error {
+        raw::OnError::Local => store::OnError::Local,
+        raw::OnError::Deny => store::OnError::Deny,
+        raw::OnError::Allow => store::OnError::Allow,
     }
 }
 

@@ -30,6 +30,15 @@ pub struct Route {
 }
 
 impl Route {
+    /// A request makes an agent or its model work: a message that is answered, one that is answered later, a batch of
+    /// them, or a prompt.
+    pub fn starts_turns(&self) -> bool {
+        self.sends.is_some()
+            || self.method == Method::POST
+                && (self.template == "/v1/messages/batches"
+                    || ["/messages/async", "/generate"].iter().any(|end| self.template.ends_with(end)))
+    }
+
     /// Letta's own slash form; `None` where the slash belongs to the last parameter.
     pub fn ends_in_slash(&self) -> Option<bool> {
         if self.template.ends_with("*path}") || self.template.ends_with("*endpoint}") {

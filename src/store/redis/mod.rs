@@ -3,6 +3,7 @@
 //! A command waits for its reply no longer than its budget and no command waits for a connection: there is one, or the
 //! store is down. How many commands and bytes wait for replies is bounded; what is over the bound is refused at once.
 
+pub(super) mod limits;
 mod link;
 mod revoked;
 pub(super) mod turns;
@@ -17,8 +18,9 @@ use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, unconstrained};
 
-use super::{Entry, Key, RedisSettings, StoreError, Timing};
+use super::{Entry, Key, LimitTiming, RedisSettings, StoreError, Timing};
 use crate::telemetry::Metrics;
+use limits::SharedLimits;
 use link::{Link, Probe, keep};
 use turns::SharedTurns;
 
@@ -97,6 +99,11 @@ impl Redis {
     /// What is shared of turns, on a connection of its own: large values do not hold up the lanes.
     pub(super) fn open_turns(&self, timing: Timing) -> SharedTurns {
         SharedTurns::open(self.client.clone(), &self.settings, timing, Arc::clone(&self.metrics))
+    }
+
+    /// What is shared of limits, on a connection of its own: no value holds up a request's count.
+    pub(super) fn open_limits(&self, timing: LimitTiming) -> SharedLimits {
+        SharedLimits::open(self.client.clone(), &self.settings, timing, Arc::clone(&self.metrics))
     }
 
     pub(super) fn is_up(&self) -> bool {

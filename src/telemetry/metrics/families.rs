@@ -34,6 +34,9 @@ pub(super) struct Families {
     pub(super) key_requests: IntCounterVec,
     pub(super) key_in_flight: IntGaugeVec,
     pub(super) limit_decisions: IntCounterVec,
+    pub(super) budget_remaining: IntGaugeVec,
+    pub(super) limit_without_store: IntCounterVec,
+    pub(super) limit_gateways: IntGauge,
     pub(super) upstream_requests: IntCounterVec,
     pub(super) upstream_responses: HistogramVec,
     pub(super) upstream_healthy: IntGaugeVec,
@@ -95,7 +98,10 @@ impl Families {
             // keys and limits
             key_requests: counters(r, "key_requests_total", "Requests by API key and status class", &["key", "status"]),
             key_in_flight: gauges(r, "key_requests_in_flight", "Requests in flight by API key", &["key"]),
-            limit_decisions: counters(r, "limit_decisions_total", "What the limits decided, by API key: admitted, or the limit that refused", &["key", "decision"]),
+            limit_decisions: counters(r, "limit_decisions_total", "What the limits decided, by API key: admitted by all windows, or by the window that refused, or would have (shadowed)", &["key", "window", "outcome"]),
+            budget_remaining: gauges(r, "budget_remaining", "What was left of a budget when the key last asked or was charged, in what it counts; under 0: the last turn took more", &["key", "budget"]),
+            limit_without_store: counters(r, "limit_without_store_total", "Requests whose limits were decided without Redis, by store.on_error: local, deny, allow", &["how"]),
+            limit_gateways: gauge(r, "limit_gateways", "Gateways that share limits through Redis, as far as this one knows (no Redis configured: 0)"),
             // replicas
             upstream_requests: counters(r, "upstream_requests_total", "Attempts by replica and status class (none: no answer)", &["upstream", "status"]),
             upstream_responses: histograms(r, "upstream_response_seconds", "From a request handed to a replica to the head of its response", &["upstream"], DURATION),

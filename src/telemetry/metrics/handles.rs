@@ -1,12 +1,13 @@
 //! Handles of one route, key, replica or listener, resolved once: no label look-up on the hot path.
 
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::families::Families;
-use crate::error::Window;
+use super::lock;
 
 /// One counter for each status class.
 pub(super) struct Classes([IntCounter; 6]);
@@ -54,25 +55,54 @@ pub struct KeyMetrics {
     pub id: Box<str>,
     requests: Classes,
     pub in_flight: IntGauge,
+    /// Requests that all windows admitted.
     pub admitted: IntCounter,
-    pub rate_refused: IntCounter,
-    pub in_flight_refused: IntCounter,
+    decisions: IntCounterVec,
+    /// What windows decided, made when they first did; they are the configuration's.
+    decided: Mutex<Vec<Decided>>,
+    remaining: IntGaugeVec,
+    /// The same for budgets.
+    budgets: Mutex<Vec<(Box<str>, IntGauge)>>,
 }
 
-/// Values of the label `decision`.
-const DECISIONS: [&str; 3] = ["admitted", "rate", "in_flight"];
+struct Decided {
+    window: Box<str>,
+    what: Decision,
+    count: IntCounter,
+}
+
+/// What a window does with a request that is too many; the label `outcome`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Decision {
+    Refused,
+    /// It would have been refused, but the plan only looks on.
+    Shadowed,
+}
+
+impl Decision {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Shadowed => "shadowed",
+        }
+    }
+}
+
+/// Labels of the requests that all windows admitted.
+const ADMITTED: [&str; 2] = ["all", "admitted"];
 
 impl KeyMetrics {
     pub(super) fn new(families: &Families, id: &str) -> Self {
-        let [admitted, rate_refused, in_flight_refused] =
-            DECISIONS.map(|decision| families.limit_decisions.with_label_values(&[id, decision]));
+        let [window, outcome] = ADMITTED;
         Self {
             id: id.into(),
             requests: Classes::new(|class| families.key_requests.with_label_values(&[id, class])),
             in_flight: families.key_in_flight.with_label_values(&[id]),
-            admitted,
-            rate_refused,
-            in_flight_refused,
+            admitted: families.limit_decisions.with_label_values(&[id, window, outcome]),
+            decisions: families.limit_decisions.clone(),
+            decided: Mutex::default(),
+            remaining: families.budget_remaining.clone(),
+            budgets: Mutex::default(),
         }
     }
 
@@ -83,20 +113,40 @@ impl KeyMetrics {
         for class in CLASSES {
             let _ = families.key_requests.remove_label_values(&[id, class]);
         }
-        for decision in DECISIONS {
-            let _ = families.limit_decisions.remove_label_values(&[id, decision]);
+        let [window, outcome] = ADMITTED;
+        let _ = families.limit_decisions.remove_label_values(&[id, window, outcome]);
+        for (budget, _) in lock(&self.budgets).drain(..) {
+            let _ = families.budget_remaining.remove_label_values(&[id, &budget]);
         }
+        for Decided { window, what, .. } in lock(&self.decided).drain(..) {
+            let _ = families.limit_decisions.remove_label_values(&[id, &window, what.as_str()]);
+        }
+    }
+
+    /// What is left of `budget`, one of the plan's.
+    pub fn budget_remaining(&self, budget: &str, left: i64) {
+        let mut budgets = lock(&self.budgets);
+        if let Some((_, gauge)) = budgets.iter().find(|(known, _)| &**known == budget) {
+            return gauge.set(left);
+        }
+        let gauge = self.remaining.with_label_values(&[&*self.id, budget]);
+        gauge.set(left);
+        budgets.push((budget.into(), gauge));
     }
 
     pub fn requests(&self, status: u16) -> Option<&IntCounter> {
         self.requests.of(status)
     }
 
-    pub fn refused(&self, window: Window) -> &IntCounter {
-        match window {
-            Window::Rate => &self.rate_refused,
-            Window::InFlight => &self.in_flight_refused,
+    /// What `window`, one of the plan's, decided on a request too many.
+    pub fn decided(&self, window: &str, what: Decision) -> IntCounter {
+        let mut decided = lock(&self.decided);
+        if let Some(known) = decided.iter().find(|known| known.what == what && &*known.window == window) {
+            return known.count.clone();
         }
+        let count = self.decisions.with_label_values(&[&*self.id, window, what.as_str()]);
+        decided.push(Decided { window: window.into(), what, count: count.clone() });
+        count
     }
 }
 

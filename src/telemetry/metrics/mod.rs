@@ -16,7 +16,7 @@ use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, Text
 use crate::error::Cause;
 use crate::letta::routes::{ROUTES, Route};
 use families::Families;
-pub use handles::{CacheResult, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+pub use handles::{CacheResult, Decision, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
 pub use turns::TurnMetrics;
 
 /// The media type of [`Metrics::encode`].
@@ -38,6 +38,8 @@ pub struct Metrics {
     pub streams_broken: IntCounter,
     pub cache_entries: IntGauge,
     pub cache_bytes: IntGauge,
+    /// Gateways alive, this one included.
+    pub limit_gateways: IntGauge,
     pub redis_up: IntGauge,
     pub redis_duration: Histogram,
     pub config_loaded: Gauge,
@@ -75,6 +77,7 @@ impl Metrics {
             streams_broken: families.streams_broken.clone(),
             cache_entries: families.cache_entries.clone(),
             cache_bytes: families.cache_bytes.clone(),
+            limit_gateways: families.limit_gateways.clone(),
             redis_up: families.redis_up.clone(),
             redis_duration: families.redis_duration.clone(),
             config_loaded: families.config_loaded.clone(),
@@ -177,6 +180,11 @@ impl Metrics {
     /// `outcome`: `another_replica`, `fresh_connection`, `budget_spent`.
     pub fn retry(&self, outcome: &'static str) {
         self.families.retries.with_label_values(&[outcome]).inc();
+    }
+
+    /// A request's limits were decided without Redis: `local`, `deny`, `allow`.
+    pub fn limit_without_store(&self, how: &'static str) {
+        self.families.limit_without_store.with_label_values(&[how]).inc();
     }
 
     /// A Redis command failed: `timeout`, `connect`, `refused` (the breaker is open), `reply`.

@@ -233,7 +233,7 @@ async fn a_turn_has_one_place_in_flight_however_many_follow_it() {
     sent.answer(json(letta_answer("x")));
     assert_eq!(late.answer().await.text(), letta_answer("x"));
     proxy.metric_is(gauge, 0.0).await;
-    let decisions = "letta_gateway_limit_decisions_total{decision=\"in_flight\",key=\"team-a\"}";
+    let decisions = "letta_gateway_limit_decisions_total{key=\"team-a\",outcome=\"refused\",window=\"in_flight\"}";
     assert_eq!(proxy.metric(decisions).await, refusals.load(Ordering::Relaxed) as f64);
     assert_eq!(letta.sends(), 1);
 }
