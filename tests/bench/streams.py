@@ -4,6 +4,7 @@ This process is both the upstream and the client, so that one thread and one clo
 """
 
 import contextlib
+import itertools
 import json
 import queue
 import re
@@ -18,6 +19,7 @@ import time
 TICK_STREAMS = 20
 TICK_SECONDS = 0.001  # between two events, whichever their streams
 WARM_STREAMS = 20
+AGENTS = itertools.count(1)
 
 
 class BrokenStream(Exception):
@@ -96,7 +98,8 @@ def open_streams(port, request, count, upstream, held):
     for number in range(count):
         client = held.enter_context(socket.create_connection(("127.0.0.1", int(port)), timeout=10))
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        client.sendall(request)
+        # Each to an agent of its own: turns of one agent wait for one another.
+        client.sendall(re.sub(rb"/agent-[0-9a-f]{8}", b"/agent-%08x" % next(AGENTS), request, count=1))
         answer = b""
         while b'"content":"first"' not in answer or not answer.endswith(b"\n\r\n"):
             try:
