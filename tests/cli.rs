@@ -219,6 +219,20 @@ fn a_new_key_with_all_it_may_have_can_be_pasted() {
 }
 
 #[test]
+fn no_key_is_shown_that_the_configuration_would_refuse() {
+    for (option, value, word) in [
+        ("--letta-user", "bob", "letta_user"),
+        ("--expires-at", "tomorrow", "expires_at"),
+        ("--agents", "a*b", "agents"),
+        ("--allowed-ips", "10.0.0.0/99", "allowed_ips"),
+    ] {
+        let (code, out, told) = run(&["keys", "create", option, value]);
+        assert_eq!((code, out.as_str()), (1, ""), "{option} {value}");
+        assert!(told.contains("no key was made") && told.contains(word), "{told}");
+    }
+}
+
+#[test]
 fn a_key_that_is_changed_keeps_its_old_hash_beside_the_new_one_and_is_changed_once_at_a_time() {
     let file = File::new(LEAST);
     let old = format!("sha256:{:064}", 1);

@@ -50,6 +50,16 @@ pub struct Admin {
     address: SocketAddr,
 }
 
+fn told(address: SocketAddr, error: &io::Error) -> String {
+    let fix = match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            ": another process has this port (`ss -ltnp` names it): choose another admin.address"
+        }
+        _ => "",
+    };
+    format!("admin address {address}: {error}{fix}")
+}
+
 impl Admin {
     /// Binds the address; the error names it.
     pub fn bind(settings: &Settings) -> io::Result<Self> {
@@ -57,7 +67,7 @@ impl Admin {
             listener.set_nonblocking(true)?;
             Ok(Self { address: listener.local_addr()?, listener })
         });
-        bound.map_err(|error| io::Error::new(error.kind(), format!("admin address {}: {error}", settings.address)))
+        bound.map_err(|error| io::Error::new(error.kind(), told(settings.address, &error)))
     }
 
     /// The bound address, its port no longer 0.

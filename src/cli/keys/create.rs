@@ -1,6 +1,7 @@
 //! `keys create`: the gateway's file knows a key's SHA-256, the key itself is shown once.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use clap::Args;
 use clap::builder::{NonEmptyStringValueParser, TypedValueParser};
@@ -9,11 +10,11 @@ use serde_json::json;
 use super::super::{Failure, print};
 use super::hash::hash;
 use crate::auth::text;
-use crate::config::is_key_id;
+use crate::config::{self, Problems, is_key_id};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Create {
-    /// Its name in logs and metrics [default: key- and 6 random digits]
+    /// Its name in logs and metrics [default: key- and 6 random hex digits]
     #[arg(long, value_parser = key_id)]
     id: Option<String>,
     /// The plan whose limits hold for it
@@ -59,6 +60,7 @@ impl Create {
             let texts = [("letta_user", letta_user), ("expires_at", expires_at)];
             options.extend(texts.into_iter().filter_map(|(name, text)| Some((name.into(), text?.into()))));
         }
+        fits(&line(&options), &plan)?;
         if json {
             if let Some(options) = options.as_object_mut() {
                 options.insert("key".to_owned(), key.into());
@@ -69,6 +71,20 @@ impl Create {
         let _ = write!(text, "{key}\n\n# For the configuration, under keys:\n  - {}\n", line(&options));
         print(&text)
     }
+}
+
+/// Whether the configuration takes the key as it is to stand there: it is told before anybody has it.
+fn fits(line: &str, plan: &str) -> Result<(), Failure> {
+    let plan = serde_json::Value::from(plan);
+    let yaml = format!(
+        "listeners: [ {{ address: 127.0.0.1:0 }} ]\nupstreams: {{ letta: {{ servers: [ {{ url: http://127.0.0.1:1 }} ] }} }}\nplans: {{ {plan}: {{ in_flight: 1 }} }}\nkeys:\n  - {line}\n"
+    );
+    let told = |problems: Problems| {
+        let lines: Vec<String> =
+            problems.iter().map(|problem| problem.text.trim_start_matches("keys[0].").to_owned()).collect();
+        Failure::Failed(format!("no key was made: {}", lines.join("; ")))
+    };
+    config::parse(&yaml, Path::new("key"), &|_| None).map(drop).map_err(told)
 }
 
 /// The options as one line of YAML. JSON text is YAML text, so that a name like 1.5 or null stays a name.

@@ -34,5 +34,8 @@ pub(super) fn with<T>(
         }
         with(store).await.map_err(|why| why.to_string())
     });
-    done.map(Some).map_err(|why| Failure::Failed(format!("store.redis: {why}")))
+    done.map(Some).map_err(|why| Failure::Failed(format!(
+            "store.redis: {why}, nothing was done; until it is back, write disabled: true in the key: the file is taken over \
+             while gateways run"
+        )))
 }
