@@ -20,7 +20,7 @@ pub mod record; //    id, clock, one access-log line, one count; the only place 
 pub mod cors; //      answers preflights, names the origins that may read
 pub mod route; //     the target, read once and strictly -> which Letta endpoint, which agent, which scope
 pub mod auth; //      bearer -> key (by digest) -> may this key do that
-pub mod limits; //    rate and requests in flight of each key
+pub mod limits; //    what each key may spend: rates, places in flight, budgets; here or over all gateways
 pub mod reach; //     which agents a key reaches: named by path, query or body, owned by one, listed
 pub mod cache; //     answers a repeated agent:message
 pub mod turn; //      every message reaches its agent exactly once, in order: registry, log, followers, lanes
