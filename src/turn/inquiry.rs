@@ -46,8 +46,7 @@ pub(super) struct Run {
 impl Run {
     /// To the second, which is all that two clocks can be held to.
     fn is_younger_than(&self, since: &str) -> bool {
-        let second = |text: &'_ str| text.get(..SECOND).map(str::to_owned);
-        self.created_at.as_deref().and_then(second) >= second(since)
+        self.created_at.as_deref().and_then(|at| at.get(..SECOND)) >= since.get(..SECOND)
     }
 }
 

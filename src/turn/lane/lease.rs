@@ -187,6 +187,5 @@ fn note(turn: &Turn) -> Vec<u8> {
 pub(in crate::turn) fn read_note(note: &[u8]) -> (Option<&str>, Option<&str>) {
     let Ok(text) = std::str::from_utf8(note) else { return (None, None) };
     let (run, upstream) = text.split_once('|').unwrap_or((text, ""));
-    let some = |text: &'_ str| (!text.is_empty()).then_some(());
-    (some(run).map(|()| run), some(upstream).map(|()| upstream))
+    (Some(run).filter(|run| !run.is_empty()), Some(upstream).filter(|upstream| !upstream.is_empty()))
 }
