@@ -14,7 +14,7 @@ use crate::support::{
     AGENT, Answer, Door, Feed, Proxy, Replica, Reply, gateway, json, letta_answer, streaming, until, yaml,
 };
 
-const UP: &str = "letta_gateway_redis_up";
+const UP: &str = "letta_gateway_redis_up{link=\"turns\"}";
 const RUN: &str = "run-0f6ed4f5-5d0e-4b4e-9d9f-0a3e1c1c7b11";
 
 fn store(server: &RedisServer, turns: &str) -> String {

@@ -172,7 +172,7 @@ async fn without_redis_each_gateway_gives_its_share_of_what_is_left() {
     // no gateway needs a restart
     server.restart();
     for proxy in &proxies {
-        proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+        proxy.metric_is("letta_gateway_redis_up{link=\"limits\"}", 1.0).await;
     }
     let shared = async {
         for proxy in &proxies {
@@ -206,7 +206,7 @@ async fn a_redis_that_is_paused_and_woken_is_told_what_passed_without_it() {
     assert!((28..=33).contains(&admitted), "{admitted}");
     server.wake();
     for proxy in &proxies {
-        proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+        proxy.metric_is("letta_gateway_redis_up{link=\"limits\"}", 1.0).await;
     }
     let all = async {
         // those that were under way when it hung were counted when it woke

@@ -83,7 +83,7 @@ async fn every_metric_that_is_documented_or_drawn_is_told_and_none_besides() {
     let both = format!("{plain}  - {{ address: 127.0.0.1:0, tls: {{ {} }} }}\n", certificate.yaml());
     let proxy = start(&yaml(&letta, &more).replacen(plain, &both, 1)).await;
 
-    proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+    proxy.metric_is("letta_gateway_redis_up{link=\"values\"}", 1.0).await;
     assert_eq!(say(&proxy).await.status, 200);
     assert_eq!(proxy.get(&agent()).await.status, 200);
     assert_eq!(a.count(), 3, "it was tried again");

@@ -1,9 +1,9 @@
 use std::collections::HashSet;
 
-use ::redis::{FromRedisValue, cmd};
+use ::redis::{Client, FromRedisValue, cmd};
 
 use super::*;
-use crate::store::tests::{eventually, server::RedisServer};
+use crate::store::tests::{eventually, redis_at, server::RedisServer};
 use crate::store::{Pace, Settings, Store, Verdict};
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -13,7 +13,7 @@ const QUICK: LimitTiming = LimitTiming { lease: Duration::from_millis(300), aliv
 
 /// A gateway's view of `server`, connected.
 async fn gateway(server: &RedisServer, timing: LimitTiming, budget: Duration) -> (Arc<SharedLimits>, Arc<Metrics>) {
-    let redis = RedisSettings { url: server.url(), timeout: budget, prefix: "test:".into(), ca_file: None };
+    let redis = redis_at(server.url(), budget);
     let settings = Settings { redis: Some(redis), max_entry: 0, max_total: 0 };
     let metrics = Arc::new(Metrics::new());
     let store = Store::new(settings, &metrics, None).unwrap();
