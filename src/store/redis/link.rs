@@ -32,7 +32,7 @@ const TIMEOUTS: u32 = 3;
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Waits between attempts to connect: doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 pub(super) struct Link {
     /// None: the breaker is open.
