@@ -53,18 +53,18 @@ impl Cluster {
         self.nodes[..PRIMARIES].iter().find(has).expect("a node has every slot")
     }
 
-    /// Waits until every node that answers knows of all slots.
+    /// Waits until every node that answers knows of all slots and of all others.
     pub fn is_whole(&self) {
         all_know(&self.nodes);
     }
 }
 
 fn all_know(nodes: &[RedisServer]) {
-    let size = format!("cluster_size:{PRIMARIES}");
+    let (size, known) = (format!("cluster_size:{PRIMARIES}\r"), format!("cluster_known_nodes:{}\r", nodes.len()));
     for node in nodes {
         wait_until("the cluster is whole", || {
             let told = node.ask(&["CLUSTER", "INFO"]);
-            told.is_empty() || (told.contains("cluster_state:ok") && told.contains(&size))
+            told.is_empty() || ["cluster_state:ok", &size, &known].iter().all(|part| told.contains(part))
         });
     }
 }
