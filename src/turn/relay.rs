@@ -14,13 +14,13 @@ use super::shared::Turn;
 use super::step::Desk;
 use crate::body::{Body, Response};
 use crate::error::Error;
-use crate::hop::leave_buffer;
 use crate::letta::reply;
 use crate::letta::sse::{self, Cutter};
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Outcome;
 
-fn is_stream(head: &Head) -> bool {
+/// Comes as events.
+pub(super) fn is_stream(head: &Head) -> bool {
     head.status == StatusCode::OK && sse::is_event_stream(&head.headers)
 }
 
@@ -48,9 +48,7 @@ impl Relay<'_> {
     /// Writes an answer that is all there, as most are; one that comes in parts is still to be written.
     pub(super) fn whole(&self, response: Response, exchange: Exchange) -> ControlFlow<Outcome, (Head, Body)> {
         let (parts, body) = response.into_parts();
-        let mut headers = parts.headers;
-        leave_buffer(&mut headers);
-        let head = Head { status: parts.status, headers, exchange };
+        let head = Head { status: parts.status, headers: parts.headers, exchange };
         match body.as_whole() {
             Some(whole) if !is_stream(&head) => {
                 let outcome = self.read(head.status, whole);
@@ -59,15 +57,6 @@ impl Relay<'_> {
             }
             _ => ControlFlow::Continue((head, body)),
         }
-    }
-
-    /// Writes an answer as it comes.
-    pub(super) async fn parts(&self, head: Head, body: Body) -> Relayed {
-        if is_stream(&head) {
-            self.log().begin(head, None);
-            return self.stream(body).await;
-        }
-        self.pieces(head, body).await
     }
 
     /// What a whole answer says of the turn.
@@ -80,7 +69,8 @@ impl Relay<'_> {
         Outcome::Stopped(reply.stop_reason)
     }
 
-    async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
+    /// Writes an answer that comes in pieces.
+    pub(super) async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
         let status = head.status;
         // only an answer that could be given again is read as a whole
         let most = self.desk.settings.max_log;
@@ -108,7 +98,8 @@ impl Relay<'_> {
         })
     }
 
-    async fn stream(&self, mut body: Body) -> Relayed {
+    /// Writes the events of a stream whose head is in the log.
+    pub(super) async fn stream(&self, mut body: Body) -> Relayed {
         let mut cutter = Cutter::new();
         let mut last: Option<Instant> = None;
         let broken = loop {
@@ -152,7 +143,7 @@ impl Relay<'_> {
             // before the event that names it: whoever has read it may ask for it
             self.desk.registry.learn_run(self.turn, run);
             if let Some(fleet) = &self.desk.fleet {
-                fleet.learn_run(self.turn, run).await;
+                Box::pin(fleet.learn_run(self.turn, run)).await;
             }
         }
         self.log().append(events);
