@@ -122,6 +122,16 @@ fn a_problem_of_the_keys_file_is_told_with_that_files_name_and_place() {
     assert!(missing.starts_with("gateway.yaml:5:1: keys_file: the file nowhere.yaml cannot be read"), "{missing}");
 }
 
+/// Reading it anew for every mistake would take hours.
+#[test]
+fn a_mistake_in_each_of_many_thousands_of_keys_is_told_in_one_go() {
+    let line = |key: u32| format!("- {{ id: k{key}, hash: sha256:{key:064}, scopes: [raed], agnets: [] }}\n");
+    let told = with_keys_file(&(2..10_002).map(line).collect::<String>()).err().unwrap();
+    assert_eq!(told.lines().count(), 20_000);
+    let last = "keys.yaml:10000:105: keys[9999].scopes[0]: \"raed\" is not known; did you mean \"read\"?";
+    assert!(told.lines().any(|line| line == last), "{:?}", told.lines().last());
+}
+
 #[test]
 fn a_file_may_hold_many_thousands_of_keys() {
     let line = |key: u32| format!("- {{ id: k{key}, hash: sha256:{key:064}, scopes: [read, message, modify] }}\n");
