@@ -223,7 +223,7 @@ fn no_key_is_shown_that_the_configuration_would_refuse() {
     for (option, value, word) in [
         ("--letta-user", "bob", "letta_user"),
         ("--expires-at", "tomorrow", "expires_at"),
-        ("--agents", "a*b", "agents"),
+        ("--agents", "b*a", "agents"),
         ("--allowed-ips", "10.0.0.0/99", "allowed_ips"),
     ] {
         let (code, out, told) = run(&["keys", "create", option, value]);

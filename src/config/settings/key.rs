@@ -10,6 +10,7 @@ use crate::auth::network::{Network, NotANetwork};
 use crate::config::problem::hint;
 use crate::config::raw;
 use crate::config::secret::Secret;
+use crate::letta::agents::can_be_an_agent;
 use crate::letta::routes::Scope;
 
 /// What is taken already, and by which key.
@@ -136,22 +137,25 @@ impl Check {
         digests
     }
 
-    /// Agents by their ids, or by how these begin.
+    /// Agents by their ids, or by patterns of these.
     fn agents(&mut self, path: &str, agents: Vec<String>) -> Vec<String> {
         if agents.is_empty() {
             self.problem(path, "is empty, so the key would reach no agent; write ids, or \"*\" for all");
         }
         for (index, agent) in agents.iter().enumerate() {
-            let path = format!("{path}[{index}]");
-            let (front, rest) = agent.split_once('*').map_or((&**agent, ""), |(front, rest)| (front, rest));
-            let is_id = front.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-            if !is_id || !rest.is_empty() || agent.is_empty() {
-                self.problem(&path, "is no agent; write its id, how ids begin and a * (agent-0f6e*), or \"*\" for all");
-            } else if agent == raw::ALL_AGENTS && agents.len() > 1 {
-                self.problem(&path, "\"*\" stands for all agents; let it stand alone or leave it out");
-            } else if agent != raw::ALL_AGENTS && !agent.starts_with("agent-") {
-                self.problem(&path, "does not begin with agent- as Letta's agent ids do");
-            }
+            let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_*?".contains(&byte);
+            let told = match () {
+                () if agent.is_empty() || !agent.bytes().all(is_known) => {
+                    "is no agent; write its id, a pattern with * and ? (agent-0f6e*), or \"*\" for all"
+                }
+                () if agent.contains("**") => "two * in a row are no more than one; write one",
+                () if agent == raw::ALL_AGENTS && agents.len() > 1 => {
+                    "\"*\" stands for all agents; let it stand alone or leave it out"
+                }
+                () if !can_be_an_agent(agent) => "does not begin with agent- as Letta's agent ids do",
+                () => continue,
+            };
+            self.problem(&format!("{path}[{index}]"), told);
         }
         agents
     }

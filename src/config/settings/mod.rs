@@ -18,6 +18,7 @@ use super::problem::{Place, Problem, Problems, hint};
 use super::secret::Secret;
 use super::units::{ByteSize, DurationText};
 use super::{Settings, raw};
+use crate::letta::agents::can_be_an_agent;
 use crate::{cache, cors, store, telemetry};
 
 mod key;
@@ -169,7 +170,7 @@ impl Check {
             let path = format!("cache.agents[{index}]");
             if agent.is_empty() || agent.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/') {
                 self.problem(&path, "is no agent id; write agent-… or \"*\" for all");
-            } else if agent != "*" && !agent.starts_with("agent-") {
+            } else if !can_be_an_agent(agent) {
                 self.warn(&path, "does not start with \"agent-\" as Letta's agent ids do; no agent may ever match it");
             }
         }
