@@ -255,7 +255,7 @@ fn account(
 }
 
 /// What an account is called in the shared store, by all gateways alike.
-fn spender(names: &[&str]) -> Spender {
+pub(super) fn spender(names: &[&str]) -> Spender {
     let mut hash = Sha256::new();
     for name in names {
         hash.update((name.len() as u64).to_be_bytes());
