@@ -175,7 +175,8 @@ impl Gateway {
         let service = step::service(move |(request, peer): (http::Request<hyper::body::Incoming>, Peer)| {
             // a request finishes with the configuration it began with
             let pipeline = shared.pipeline.load_full();
-            async move { pipeline.stack.answer(request, peer).await }
+            let begun = pipeline.stack.begin(request, peer);
+            async move { pipeline.stack.answer(begun).await }
         });
         self.tasks.spawn(listener.serve(service, self.stop.clone()));
     }

@@ -80,7 +80,7 @@ impl Hygiene {
 
 impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
     async fn call(&self, dispatch: Dispatch, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let Parts { mut request, peer, route, subject, key } = dispatch.into_parts();
+        let Parts { mut request, peer, route, subject, key } = *dispatch.into_parts();
         // it may have waited for its turn since
         key.as_ref().map_or(Ok(()), |key| key.check_revoked())?;
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
@@ -115,7 +115,9 @@ impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
 /// Makes a request's headers ready for a replica.
 fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Peer, request_id: &HeaderValue) {
     end_hop(headers);
-    remove_all(headers, |name| *name == EXPECT || !client_may_set(name));
+    // the client's key is overwritten below
+    let kept = credentials.map(|_| AUTHORIZATION);
+    remove_all(headers, |name| *name == EXPECT || !client_may_set(name) && Some(name) != kept.as_ref());
     rejoin_cookies(headers);
     if let Some(credentials) = credentials {
         headers.insert(AUTHORIZATION, credentials.clone());

@@ -4,6 +4,7 @@
 //! Nothing that came in as a request goes unrecorded: the [`Record`] is made before anything is checked and goes out
 //! with the response's body, or is dropped with the request when the client leaves first.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
@@ -29,6 +30,8 @@ const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit")
 const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
+/// Of bytes that were a value there is always one.
+const UNNAMED: HeaderValue = HeaderValue::from_static("none");
 /// A request id longer than this is replaced by one of the gateway's own.
 const LONGEST_REQUEST_ID: usize = 128;
 /// The official Python client takes no `Retry-After` over 60 s, the TypeScript one sleeps through any.
@@ -40,9 +43,15 @@ pub struct Received {
     pub peer: Peer,
 }
 
+/// A request whose record has begun.
+pub struct Begun {
+    record: Box<Record>,
+    received: Received,
+}
+
 /// Records every request of the steps below.
 pub struct Recorder<Next> {
-    sink: Sink,
+    sink: Arc<Sink>,
     ids: RequestIds,
     next: Next,
     /// What to do to a response's headers for the origin that may read it.
@@ -51,17 +60,22 @@ pub struct Recorder<Next> {
 
 impl<Next: Handle<Received>> Recorder<Next> {
     pub fn new(sink: Sink, grant_origin: fn(Option<&HeaderValue>, &mut HeaderMap), next: Next) -> Self {
-        Self { sink, ids: RequestIds::new(), next, grant_origin }
+        Self { sink: Arc::new(sink), ids: RequestIds::new(), next, grant_origin }
     }
 
-    /// Answers `request`, whatever happens.
-    pub async fn answer(&self, request: http::Request<Incoming>, peer: Peer) -> Response {
+    /// Starts the record of `request`. Apart from [`Recorder::answer`], whose future would hold it as it came, too.
+    pub fn begin(&self, request: http::Request<Incoming>, peer: Peer) -> Begun {
         let id = self.ids.of(&request);
         let method = request.method().clone();
-        let mut record = Box::new(Record::new(self.sink.clone(), id, peer.address.ip(), method, request.version()));
-        let request = Box::new(request.map(RequestBody::incoming));
-        let answer = match request.extensions().get::<Late>() {
-            None => self.next.handle(Received { request, peer }, &mut record).await,
+        let record = Box::new(Record::new(Arc::clone(&self.sink), id, peer.address.ip(), method, request.version()));
+        Begun { record, received: Received { request: Box::new(request.map(RequestBody::incoming)), peer } }
+    }
+
+    /// Answers a request, whatever happens.
+    pub async fn answer(&self, begun: Begun) -> Response {
+        let Begun { mut record, received } = begun;
+        let answer = match received.request.extensions().get::<Late>() {
+            None => self.next.handle(received, &mut record).await,
             Some(Late) => Err(Error::Draining),
         };
         let mut response = match answer {
@@ -190,13 +204,14 @@ impl RequestIds {
             && (1..=LONGEST_REQUEST_ID).contains(&id.len())
             && id.as_bytes().iter().all(u8::is_ascii_graphic)
         {
-            return id.clone();
+            // not its clone: that would keep the buffer the head was read into
+            return HeaderValue::from_bytes(id.as_bytes()).unwrap_or(UNNAMED);
         }
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         let mut text = [0; 32];
         let id = (u128::from(self.process) << 64) | u128::from(count);
         // 16 bytes are 32 digits
         let _ = hex::encode_to_slice(id.to_be_bytes(), &mut text);
-        HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static("none"))
+        HeaderValue::from_bytes(&text).unwrap_or(UNNAMED)
     }
 }

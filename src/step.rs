@@ -8,6 +8,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
+use futures_util::FutureExt as _;
+
 use crate::body::Response;
 use crate::error::Error;
 use crate::telemetry::Record;
@@ -82,8 +84,6 @@ where
     Answered: Future<Output = Response> + Send,
     Request: Send,
 {
-    tower::service_fn(move |request| {
-        let answered = answer(request);
-        async move { Ok::<_, Infallible>(answered.await) }
-    })
+    // mapped, not awaited in a block: that would hold the answer's future twice, once as it came and once as it runs
+    tower::service_fn(move |request| answer(request).map(Ok::<_, Infallible>))
 }

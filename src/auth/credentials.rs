@@ -15,25 +15,31 @@ const X_BARE_PASSWORD: HeaderName = HeaderName::from_static("x-bare-password");
 
 /// The one key text of a request. `git`: the request is one of a git client's.
 pub(super) fn key_text(headers: &HeaderMap, git: bool) -> Result<Cow<'_, [u8]>, Error> {
-    let authorization = headers.get_all(AUTHORIZATION).iter().filter_map(|value| {
+    let mut found: Option<Cow<'_, [u8]>> = None;
+    // one pass over the few there are, not three look-ups
+    for (name, value) in headers {
         let value = value.as_bytes();
-        match after(b"bearer", value) {
-            Some(key) => Some(Cow::Borrowed(key)),
-            None if git => after(b"basic", value).and_then(password).map(Cow::Owned),
-            None => None,
+        let key = if *name == AUTHORIZATION {
+            match after(b"bearer", value) {
+                Some(key) => Some(Cow::Borrowed(key)),
+                None if git => after(b"basic", value).and_then(password).map(Cow::Owned),
+                None => None,
+            }
+        } else if *name == X_API_KEY {
+            Some(Cow::Borrowed(value.trim_ascii()))
+        } else if *name == X_BARE_PASSWORD {
+            after(b"password", value).map(Cow::Borrowed)
+        } else {
+            None
+        };
+        let Some(key) = key.filter(|key| !key.is_empty()) else { continue };
+        // which of two keys counts would be a guess, and a guess is how one walks around the other's limits
+        if found.as_ref().is_some_and(|found| *found != key) {
+            return Err(Error::KeyConflict);
         }
-    });
-    let api_key = headers.get_all(X_API_KEY).iter().map(|value| Cow::Borrowed(value.as_bytes().trim_ascii()));
-    let bare = headers.get_all(X_BARE_PASSWORD).iter();
-    let bare = bare.filter_map(|value| after(b"password", value.as_bytes())).map(Cow::Borrowed);
-
-    let mut keys = authorization.chain(api_key).chain(bare).filter(|key| !key.is_empty());
-    let key = keys.next().ok_or(Error::KeyMissing)?;
-    // which of two keys counts would be a guess, and a guess is how one walks around the other's limits
-    if keys.any(|other| other != key) {
-        return Err(Error::KeyConflict);
+        found = Some(key);
     }
-    Ok(key)
+    found.ok_or(Error::KeyMissing)
 }
 
 /// What follows the word `scheme` (in lower case here, in any case there) and some space.

@@ -36,10 +36,10 @@ use revocations::Revocations;
 
 /// A request whose key may use its route, or whose route needs none.
 pub struct Admitted {
-    parts: Parts,
+    parts: Box<Parts>,
 }
 
-/// What is known of an admitted request.
+/// What is known of an admitted request; boxed, for it is handed from step to step.
 pub struct Parts {
     pub request: Request,
     pub peer: Peer,
@@ -71,7 +71,7 @@ impl Admitted {
         self.parts.peer
     }
 
-    pub fn into_parts(self) -> Parts {
+    pub fn into_parts(self) -> Box<Parts> {
         self.parts
     }
 }
@@ -113,7 +113,7 @@ impl<Next: Handle<Admitted>> Step<Routed, Next> for Auth {
             }
         }
         let ear = key.as_ref().and_then(|key| key.ear());
-        let handled = next.handle(Admitted { parts: Parts { request, peer, route, subject, key } }, record);
+        let handled = next.handle(Admitted { parts: Box::new(Parts { request, peer, route, subject, key }) }, record);
         let Some(mut ear) = ear else { return handled.await };
         let mut handled = std::pin::pin!(handled);
         let response = std::future::poll_fn(|cx| match handled.as_mut().poll(cx) {

@@ -31,8 +31,8 @@ const LONGEST_MESSAGE: usize = 256 * 1024;
 
 /// A request that Letta is to answer.
 pub struct Forward {
-    parts: Parts,
-    seat: Option<Seat>,
+    parts: Box<Parts>,
+    seat: Option<Box<Seat>>,
 }
 
 impl Forward {
@@ -40,7 +40,7 @@ impl Forward {
         self.parts.route
     }
 
-    pub fn into_parts(self) -> (Parts, Option<Seat>) {
+    pub fn into_parts(self) -> (Box<Parts>, Option<Box<Seat>>) {
         (self.parts, self.seat)
     }
 }
@@ -66,8 +66,8 @@ struct Inner {
 pub(super) enum Looked {
     /// It has the answer.
     Hit { response: Response, request_bytes: u64 },
-    /// Letta is to answer; `then` is for its answer.
-    Forward { request: Request, then: Then },
+    /// Letta is to answer; what to do with its answer.
+    Forward(Then),
 }
 
 /// What to do with Letta's answer.
@@ -117,25 +117,25 @@ impl Cache {
     /// `asker.1`.
     pub(super) async fn look(
         &self,
-        mut request: Request,
+        request: &mut Request,
         agent: &str,
         asker: (&str, Option<&str>),
     ) -> Result<Looked, Error> {
         // what Letta will not see has no part in its answer
         end_hop(request.headers_mut());
         let asked = Directives::of(request.headers());
-        let forward = |request: Request, why: Forwarded, under: Option<store::Key>| {
+        let forward = |why: Forwarded, under: Option<store::Key>| {
             if asked.only_if_cached {
                 return Err(Error::NotKept);
             }
             let keeping = under.map(|key| self.keeping(key));
-            Ok(Looked::Forward { request, then: Then { why, keeping } })
+            Ok(Looked::Forward(Then { why, keeping }))
         };
         if asked.no_store {
-            return forward(request, Forwarded::Request, None);
+            return forward(Forwarded::Request, None);
         }
         if !is_plain_json(request.headers()) {
-            return forward(request, Forwarded::NotJson, None);
+            return forward(Forwarded::NotJson, None);
         }
         let reading = std::mem::take(request.body_mut()).read(LONGEST_MESSAGE);
         let read = tokio::time::timeout(self.inner.patience, reading).await.map_err(|_| Error::BodyTimeout)??;
@@ -143,15 +143,15 @@ impl Cache {
             Read::Whole(bytes) => bytes,
             Read::Longer(body) => {
                 *request.body_mut() = body;
-                return forward(request, Forwarded::TooLong, None);
+                return forward(Forwarded::TooLong, None);
             }
         };
         *request.body_mut() = RequestBody::whole(bytes.clone());
         let message = match canonical(&bytes) {
             Ok(message) => message,
-            Err(why) => return forward(request, Forwarded::NotCacheable(why), None),
+            Err(why) => return forward(Forwarded::NotCacheable(why), None),
         };
-        let key = key(self.inner.scope, asker, agent, &request, &message);
+        let key = key(self.inner.scope, asker, agent, request, &message);
         let why = if asked.no_cache {
             Forwarded::Request
         } else {
@@ -164,7 +164,7 @@ impl Cache {
                 Err(_) => Forwarded::Unavailable,
             }
         };
-        forward(request, why, Some(key))
+        forward(why, Some(key))
     }
 
     /// The kept answer, unless it is too old for the configuration or for what is asked.
@@ -176,6 +176,8 @@ impl Cache {
         }
         let mut response = Response::new(Body::whole(entry.body));
         let headers = response.headers_mut();
+        // these three, and what the steps above tell
+        headers.reserve(12);
         headers.insert(CONTENT_TYPE, entry.content_type);
         tell_hit(age, left, headers);
         Some(response)
@@ -194,26 +196,24 @@ fn is_plain_json(headers: &HeaderMap) -> bool {
 
 impl<Next: Handle<Forward>> Step<Confined, Next> for Cache {
     async fn call(&self, confined: Confined, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let (Parts { request, peer, route, subject, key }, seat) = confined.into_parts();
+        let (mut parts, seat) = confined.into_parts();
         // a message without a key does not get here; if it did, it would have no scope to share answers in
-        let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &key) else {
-            return next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await;
+        let Parts { request, route, subject, key, .. } = &mut *parts;
+        let (Some(agent), Some(asker)) = (self.agent(route, subject.as_deref()), &*key) else {
+            return next.handle(Forward { parts, seat }, record).await;
         };
+        let asker = (&*asker.id, asker.letta_user.as_ref().map(|user| &*user.id));
         // boxed: most requests are not looked for, and theirs must not be the larger future
-        let (request, then) =
-            match Box::pin(self.look(request, agent, (&asker.id, asker.letta_user.as_ref().map(|user| &*user.id))))
-                .await?
-            {
-                Looked::Hit { response, request_bytes } => {
-                    record.request_bytes = request_bytes;
-                    self.tell(CacheResult::Hit, record);
-                    return Ok(response);
-                }
-                Looked::Forward { request, then } => (request, then),
-            };
+        let then = match Box::pin(self.look(request, agent, asker)).await? {
+            Looked::Hit { response, request_bytes } => {
+                record.request_bytes = request_bytes;
+                self.tell(CacheResult::Hit, record);
+                return Ok(response);
+            }
+            Looked::Forward(then) => then,
+        };
         self.tell(then.result(), record);
-        let response =
-            next.handle(Forward { parts: Parts { request, peer, route, subject, key }, seat }, record).await?;
+        let response = next.handle(Forward { parts, seat }, record).await?;
         Ok(then.answered(response))
     }
 }

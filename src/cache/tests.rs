@@ -147,10 +147,10 @@ fn gateway_on(
     let route = Layer::new(Router).layer(auth);
     let sink = Sink::new(Arc::clone(&metrics), AccessLog::off());
     let recorder = Arc::new(Recorder::new(sink, |_, _| {}, route));
-    let answer = move |request| -> Answering {
+    let answer = move |request: Request<hyper::body::Incoming>| -> Answering {
         let recorder = Arc::clone(&recorder);
         let peer = Peer { address: ([127, 0, 0, 1], 1).into(), tls: false };
-        Box::pin(async move { recorder.answer(request, peer).await })
+        Box::pin(async move { recorder.answer(recorder.begin(request, peer)).await })
     };
     Gateway { answer: Arc::new(answer), seen, arrivals, metrics }
 }

@@ -1,7 +1,7 @@
 //! What an admitted response tells of the limits: `RateLimit` and `RateLimit-Policy` of the IETF draft, and the
 //! `x-ratelimit-*` fields that came before them.
 
-use std::io::Write as _;
+use std::ops::Range;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -18,14 +18,48 @@ const POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
+/// The reset of what is whole already.
+const SOON: HeaderValue = HeaderValue::from_static("1");
 
 /// What is left of a plan, told in a response.
 #[derive(Debug)]
 pub(super) struct Told {
     policy: HeaderValue,
     left: HeaderValue,
-    /// The rate of which the least is left.
-    least: Option<Left>,
+    least: Option<Least>,
+}
+
+/// The rate of which the least is left.
+#[derive(Debug)]
+struct Least {
+    limit: HeaderValue,
+    remaining: HeaderValue,
+    reset: HeaderValue,
+}
+
+/// A `RateLimit` field as it is written, and where its numbers stand: they are told a second time.
+struct Text(Vec<u8>);
+
+impl Text {
+    /// The next item and its `r`.
+    fn remaining(&mut self, name: &str, remaining: u64) -> Range<usize> {
+        self.0.extend_from_slice(if self.0.is_empty() { b"\"" } else { b", \"" });
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\";r=");
+        self.number(remaining)
+    }
+
+    /// The item's `t`, in whole seconds rounded up; 0 if nothing is to come back.
+    fn reset(&mut self, reset: Duration) -> Range<usize> {
+        self.0.extend_from_slice(b";t=");
+        self.number(if reset.is_zero() { 0 } else { whole_seconds(reset) })
+    }
+
+    fn number(&mut self, number: u64) -> Range<usize> {
+        let start = self.0.len();
+        self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        start..self.0.len()
+    }
 }
 
 impl Told {
@@ -35,40 +69,41 @@ impl Told {
         if left.is_empty() && places.is_none() && budgets.is_empty() {
             return None;
         }
-        let mut text = Vec::with_capacity(96);
-        for (window, Left { remaining, reset, .. }) in terms.rates.iter().zip(left) {
-            let comma = if text.is_empty() { "" } else { ", " };
-            let seconds = seconds(*reset);
-            let _ = write!(text, "{comma}\"{}\";r={remaining};t={seconds}", window.name);
+        let mut text = Text(Vec::with_capacity(96));
+        // where of the rate of which the least is left
+        let mut least: Option<(&Left, Range<usize>, Range<usize>)> = None;
+        for (window, rate) in terms.rates.iter().zip(left) {
+            let remaining = text.remaining(&window.name, rate.remaining.into());
+            let reset = text.reset(rate.reset);
+            if least.as_ref().is_none_or(|(least, ..)| (rate.remaining, least.reset) < (least.remaining, rate.reset)) {
+                least = Some((rate, remaining, reset));
+            }
         }
         if let Some(places) = places {
-            let comma = if text.is_empty() { "" } else { ", " };
-            let _ = write!(text, "{comma}\"{}\";r={places}", terms.in_flight_name());
+            text.remaining(terms.in_flight_name(), (*places).into());
         }
         for (budget, Remaining { left, reset }) in terms.budgets.iter().zip(budgets) {
-            let comma = if text.is_empty() { "" } else { ", " };
-            let (left, seconds) = (left.max(&0), seconds(*reset));
-            let _ = write!(text, "{comma}\"{}\";r={left};t={seconds}", budget.name);
+            text.remaining(&budget.name, u64::try_from(*left).unwrap_or(0));
+            text.reset(*reset);
         }
-        let least = left.iter().min_by_key(|left| (left.remaining, std::cmp::Reverse(left.reset))).copied();
+        let text = Bytes::from(text.0);
+        let part = |range| HeaderValue::from_maybe_shared(text.slice(range)).ok();
+        let least = least.and_then(|(rate, remaining, reset)| {
+            let reset = if rate.reset.is_zero() { SOON } else { part(reset)? };
+            Some(Least { limit: HeaderValue::from(rate.limit), remaining: part(remaining)?, reset })
+        });
         // names and numbers only
-        let left = HeaderValue::from_maybe_shared(Bytes::from(text)).ok()?;
-        Some(Self { policy: terms.policy.clone(), left, least })
+        Some(Self { policy: terms.policy.clone(), left: part(0..text.len())?, least })
     }
 
     /// A limit of Letta's own, should there be one, is not the client's to know.
     pub(super) fn tell(self, headers: &mut HeaderMap) {
         headers.insert(POLICY, self.policy);
         headers.insert(RATELIMIT, self.left);
-        if let Some(Left { limit, remaining, reset }) = self.least {
-            headers.insert(LIMIT, HeaderValue::from(limit));
-            headers.insert(REMAINING, HeaderValue::from(remaining));
-            headers.insert(RESET, HeaderValue::from(whole_seconds(reset)));
+        if let Some(Least { limit, remaining, reset }) = self.least {
+            headers.insert(LIMIT, limit);
+            headers.insert(REMAINING, remaining);
+            headers.insert(RESET, reset);
         }
     }
-}
-
-/// Rounded up; 0 if nothing is to come back.
-fn seconds(time: Duration) -> u64 {
-    if time.is_zero() { 0 } else { whole_seconds(time) }
 }

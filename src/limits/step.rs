@@ -13,8 +13,9 @@ use crate::telemetry::Record;
 
 /// A request within the limits of its key, or one that needs no key.
 pub struct Within {
-    parts: Parts,
-    seat: Option<Seat>,
+    parts: Box<Parts>,
+    /// Boxed: most requests have none.
+    seat: Option<Box<Seat>>,
 }
 
 impl Within {
@@ -23,7 +24,7 @@ impl Within {
     }
 
     /// The place in flight comes with a send: it is its turn that is in flight, with or without its client.
-    pub fn into_parts(self) -> (Parts, Option<Seat>) {
+    pub fn into_parts(self) -> (Box<Parts>, Option<Box<Seat>>) {
         (self.parts, self.seat)
     }
 }
@@ -45,7 +46,7 @@ impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
         let agent = parts.subject.as_deref().filter(|_| parts.route.subject == Subject::Agent);
         let (mut seat, told) = self.admit(&key.id, agent, asking).await?;
         let (seat, permit, bill) = if is_send {
-            (Some(seat), None, None)
+            (Some(Box::new(seat)), None, None)
         } else {
             // what such a turn costs is not told to whoever starts it
             let bill = seat.bill();

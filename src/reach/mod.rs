@@ -20,13 +20,13 @@ pub use step::Reacher;
 
 /// A request that names nothing its key does not reach.
 pub struct Confined {
-    parts: Parts,
-    seat: Option<Seat>,
+    parts: Box<Parts>,
+    seat: Option<Box<Seat>>,
 }
 
 impl Confined {
     /// The place in flight comes with a send.
-    pub fn into_parts(self) -> (Parts, Option<Seat>) {
+    pub fn into_parts(self) -> (Box<Parts>, Option<Box<Seat>>) {
         (self.parts, self.seat)
     }
 }

@@ -29,12 +29,12 @@ const NO_LIST: &str = "Letta's answer is no list that can be looked through";
 /// Asks for a list page by page until there is as much of it as was asked for, or no more.
 pub(super) async fn listed<Next: Handle<Confined>>(
     list: List,
-    parts: Parts,
+    parts: Box<Parts>,
     key: &Arc<Key>,
     record: &mut Record,
     next: &Next,
 ) -> Result<Response, Error> {
-    let Parts { mut request, peer, route, subject, key: _ } = parts;
+    let Parts { mut request, peer, route, subject, key: _ } = *parts;
     // what is compressed cannot be looked through
     request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let mut query = request.uri().query().unwrap_or_default().to_owned();
@@ -51,7 +51,7 @@ pub(super) async fn listed<Next: Handle<Confined>>(
         let uri = Uri::try_from(target).map_err(|_| Error::BadTarget("the target is too long"))?;
         let mut request = get(uri, &headers);
         request.method_mut().clone_from(&method);
-        let parts = Parts { request, peer, route, subject: subject.clone(), key: Some(Arc::clone(key)) };
+        let parts = Box::new(Parts { request, peer, route, subject: subject.clone(), key: Some(Arc::clone(key)) });
         // the first page is the request's own; the others are the gateway's
         let record = apart.as_mut().unwrap_or(&mut *record);
         let response = next.handle(Confined { parts, seat: None }, record).await?;

@@ -83,7 +83,7 @@ async fn ask<Next: Handle<Confined>>(
     let found = routes::find(&Method::GET, path).map_err(|_| Error::AgentRefused)?;
     let (route, subject) = (found.route, found.subject.map(Box::from));
     let request = get(uri, &HeaderMap::new());
-    let parts = Parts { request, peer: parts.peer, route, subject, key: Some(Arc::clone(key)) };
+    let parts = Box::new(Parts { request, peer: parts.peer, route, subject, key: Some(Arc::clone(key)) });
     let response = next.handle(Confined { parts, seat: None }, &mut record.apart()).await?;
     if response.status() != StatusCode::OK {
         return Ok(Err(response));

@@ -125,9 +125,9 @@ impl<Next: Handle<Confined>> Step<Within, Next> for Reacher {
 impl Reacher {
     async fn confine<Next: Handle<Confined>>(
         &self,
-        mut parts: Parts,
+        mut parts: Box<Parts>,
         key: &Arc<Key>,
-        seat: Option<Seat>,
+        seat: Option<Box<Seat>>,
         record: &mut Record,
         next: &Next,
     ) -> Result<Response, Error> {

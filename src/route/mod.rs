@@ -111,21 +111,23 @@ fn check_method(method: &Method) -> Result<(), Error> {
 
 /// hyper decodes `chunked` as the last of several codings and drops the others silently.
 fn check_framing(headers: &HeaderMap) -> Result<(), Error> {
-    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
-    if let Some(coding) = codings.next()
-        && (codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked"))
-    {
-        return Err(Error::BadFraming("Transfer-Encoding may be `chunked` and nothing else"));
-    }
-    // over HTTP/2 it frames nothing and is whatever the client wrote; over HTTP/1 to Letta it would
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    if let Some(length) = lengths.next()
-        && (lengths.next().is_some() || length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
-        return Err(Error::BadFraming("Content-Length may be one number and nothing else"));
-    }
-    if headers.get_all(EXPECT).iter().any(|value| !value.as_bytes().eq_ignore_ascii_case(b"100-continue")) {
-        return Err(Error::BadHeader("Expect may be `100-continue` and nothing else"));
+    let (mut codings, mut lengths) = (0, 0);
+    for (name, value) in headers {
+        let value = value.as_bytes();
+        if *name == TRANSFER_ENCODING {
+            codings += 1;
+            if codings > 1 || !value.eq_ignore_ascii_case(b"chunked") {
+                return Err(Error::BadFraming("Transfer-Encoding may be `chunked` and nothing else"));
+            }
+        } else if *name == CONTENT_LENGTH {
+            // over HTTP/2 it frames nothing and is whatever the client wrote; over HTTP/1 to Letta it would
+            lengths += 1;
+            if lengths > 1 || value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+                return Err(Error::BadFraming("Content-Length may be one number and nothing else"));
+            }
+        } else if *name == EXPECT && !value.eq_ignore_ascii_case(b"100-continue") {
+            return Err(Error::BadHeader("Expect may be `100-continue` and nothing else"));
+        }
     }
     Ok(())
 }

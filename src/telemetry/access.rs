@@ -11,12 +11,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::Version;
-use serde::Serialize;
-use tokio::time::Instant;
 
 use super::Metrics;
 use super::lines::Lines;
-use super::record::Record;
+use super::record::{Record, Took};
 use super::timestamp::Timestamp;
 use crate::letta::reply::Usage;
 use crate::letta::routes::Subject;
@@ -65,12 +63,12 @@ impl AccessLog {
         Self { lines: None }
     }
 
-    /// Tells of a request that is over `now`.
-    pub fn write(&self, record: &Record, now: Instant) {
+    /// Tells of a request that is over.
+    pub fn write(&self, record: &Record, took: &Took) {
         let Some(lines) = &self.lines else { return };
-        SCRATCH.with_borrow_mut(|Scratch { timestamp, line }| {
+        SCRATCH.with_borrow_mut(|Scratch { timestamp, client, line }| {
             line.clear();
-            let fields = Line::of(record, timestamp.format(SystemTime::now()), now);
+            let fields = Line::of(record, timestamp.format(SystemTime::now()), client.text(record.client), took);
             // a Vec takes what it is given, and these fields always serialize
             if fields.write(line).is_ok() {
                 lines.push(line);
@@ -87,12 +85,32 @@ impl AccessLog {
 /// What a thread keeps between two lines. A line is bounded ([`LONGEST`], `Record::cause`), and so is its buffer.
 struct Scratch {
     timestamp: Timestamp,
+    client: LastClient,
     line: Vec<u8>,
+}
+
+/// The client of the line before, as text: one seldom comes alone.
+struct LastClient {
+    address: Option<IpAddr>,
+    text: String,
+}
+
+impl LastClient {
+    fn text(&mut self, address: IpAddr) -> &str {
+        if self.address != Some(address) {
+            (self.address, self.text) = (Some(address), address.to_string());
+        }
+        &self.text
+    }
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = const {
-        RefCell::new(Scratch { timestamp: Timestamp::new(), line: Vec::new() })
+        RefCell::new(Scratch {
+            timestamp: Timestamp::new(),
+            client: LastClient { address: None, text: String::new() },
+            line: Vec::new(),
+        })
     };
 }
 
@@ -101,7 +119,7 @@ struct Line<'a> {
     /// When the request was over.
     ts: &'a str,
     request_id: &'a str,
-    client: IpAddr,
+    client: &'a str,
     protocol: &'static str,
     method: &'a str,
     /// The route's template, e.g. `/v1/agents/{agent_id}/messages`; left out if the path met none.
@@ -120,14 +138,7 @@ struct Line<'a> {
     reason: Option<&'static str>,
     cause: Option<&'a str>,
     cache: Option<&'static str>,
-    /// From the request's head to the response's last byte.
-    duration: Duration,
-    /// From the request's head to the response's head.
-    ttfb: Option<Duration>,
-    /// How long the replica took to the head of its response, or was waited for in vain.
-    upstream_took: Option<Duration>,
-    /// The gateway's own share of `ttfb`; left out if the request was tried again.
-    overhead: Option<Duration>,
+    took: &'a Took,
     bytes_in: u64,
     bytes_out: u64,
     /// What of a turn it was: started, joined, replayed or resumed.
@@ -146,31 +157,44 @@ struct Turn {
 }
 
 impl Line<'_> {
-    /// Writes the line as one JSON object. The names are constants and stand as they are, every value goes through
-    /// serde_json: a derived `Serialize` looks at each byte of twenty names on every request, which made the line the
-    /// dearest part of a request after its system calls.
+    /// Writes the line as one JSON object. The names are constants and stand as they are; a text that JSON would have to
+    /// escape goes through serde_json. A derived `Serialize` looks at each byte of twenty names on every request, and a
+    /// float is searched for its shortest digits, which made the line the dearest part of a request after its system
+    /// calls.
     fn write(&self, line: &mut Vec<u8>) -> serde_json::Result<()> {
-        fn field(line: &mut Vec<u8>, name: &str, value: impl Serialize) -> serde_json::Result<()> {
-            line.extend_from_slice(name.as_bytes());
-            serde_json::to_writer(line, &value)
+        fn text(line: &mut Vec<u8>, name: &str, value: &str) -> serde_json::Result<()> {
+            if needs_escape(value) {
+                line.extend_from_slice(name.as_bytes());
+                return serde_json::to_writer(line, value);
+            }
+            plain(line, name, value);
+            Ok(())
         }
-        fn optional(line: &mut Vec<u8>, name: &str, value: Option<impl Serialize>) -> serde_json::Result<()> {
-            value.map_or(Ok(()), |value| field(line, name, value))
+        fn optional(line: &mut Vec<u8>, name: &str, value: Option<&str>) -> serde_json::Result<()> {
+            value.map_or(Ok(()), |value| text(line, name, value))
         }
         // a constant of the gateway's own needs no escape, nor has one any (a test looks at the routes)
-        fn constant(line: &mut Vec<u8>, name: &str, value: &'static str) {
+        fn plain(line: &mut Vec<u8>, name: &str, value: &str) {
             line.extend_from_slice(name.as_bytes());
             line.push(b'"');
             line.extend_from_slice(value.as_bytes());
             line.push(b'"');
         }
-        field(line, "{\"ts\":", self.ts)?;
-        field(line, ",\"request_id\":", self.request_id)?;
-        field(line, ",\"client\":", self.client)?;
-        constant(line, ",\"protocol\":", self.protocol);
-        field(line, ",\"method\":", self.method)?;
+        fn number(line: &mut Vec<u8>, name: &str, value: u64) {
+            line.extend_from_slice(name.as_bytes());
+            line.extend_from_slice(itoa::Buffer::new().format(value).as_bytes());
+        }
+        fn millis(line: &mut Vec<u8>, name: &str, value: Duration) {
+            line.extend_from_slice(name.as_bytes());
+            write_millis(line, value);
+        }
+        plain(line, "{\"ts\":", self.ts);
+        text(line, ",\"request_id\":", self.request_id)?;
+        plain(line, ",\"client\":", self.client);
+        plain(line, ",\"protocol\":", self.protocol);
+        text(line, ",\"method\":", self.method)?;
         if let Some(route) = self.route {
-            constant(line, ",\"route\":", route);
+            plain(line, ",\"route\":", route);
         }
         optional(line, ",\"path\":", self.path)?;
         optional(line, ",\"agent\":", self.agent)?;
@@ -178,39 +202,48 @@ impl Line<'_> {
         optional(line, ",\"run\":", self.run)?;
         optional(line, ",\"key\":", self.key)?;
         optional(line, ",\"upstream\":", self.upstream)?;
-        field(line, ",\"attempts\":", self.attempts)?;
-        field(line, ",\"status\":", self.status)?;
-        optional(line, ",\"reason\":", self.reason)?;
+        number(line, ",\"attempts\":", self.attempts.into());
+        number(line, ",\"status\":", self.status.into());
+        if let Some(reason) = self.reason {
+            plain(line, ",\"reason\":", reason);
+        }
         optional(line, ",\"cause\":", self.cause)?;
-        optional(line, ",\"cache\":", self.cache)?;
-        field(line, ",\"duration_ms\":", millis(self.duration))?;
-        optional(line, ",\"ttfb_ms\":", self.ttfb.map(millis))?;
-        optional(line, ",\"upstream_ms\":", self.upstream_took.map(millis))?;
-        optional(line, ",\"overhead_ms\":", self.overhead.map(millis))?;
-        field(line, ",\"bytes_in\":", self.bytes_in)?;
-        field(line, ",\"bytes_out\":", self.bytes_out)?;
+        if let Some(cache) = self.cache {
+            plain(line, ",\"cache\":", cache);
+        }
+        millis(line, ",\"duration_ms\":", self.took.duration);
+        let times = [
+            (",\"ttfb_ms\":", self.took.to_first_byte),
+            (",\"upstream_ms\":", self.took.upstream),
+            (",\"overhead_ms\":", self.took.overhead),
+        ];
+        for (name, time) in times {
+            time.inspect(|time| millis(line, name, *time));
+        }
+        number(line, ",\"bytes_in\":", self.bytes_in);
+        number(line, ",\"bytes_out\":", self.bytes_out);
         if let Some(turn) = &self.turn {
-            constant(line, ",\"turn\":", turn.part);
-            field(line, ",\"queue_ms\":", millis(turn.queued))?;
+            plain(line, ",\"turn\":", turn.part);
+            millis(line, ",\"queue_ms\":", turn.queued);
             if let Some(outcome) = turn.outcome {
-                constant(line, ",\"outcome\":", outcome);
+                plain(line, ",\"outcome\":", outcome);
             }
-            optional(line, ",\"first_event_ms\":", turn.first_event.map(millis))?;
-            optional(line, ",\"longest_gap_ms\":", turn.longest_gap.map(millis))?;
+            turn.first_event.inspect(|time| millis(line, ",\"first_event_ms\":", *time));
+            turn.longest_gap.inspect(|time| millis(line, ",\"longest_gap_ms\":", *time));
             if let Some(usage) = &turn.usage {
-                field(line, ",\"prompt_tokens\":", usage.prompt_tokens)?;
-                field(line, ",\"completion_tokens\":", usage.completion_tokens)?;
-                field(line, ",\"steps\":", usage.step_count)?;
+                number(line, ",\"prompt_tokens\":", usage.prompt_tokens);
+                number(line, ",\"completion_tokens\":", usage.completion_tokens);
+                number(line, ",\"steps\":", usage.step_count);
             }
         }
-        constant(line, ",\"ended_by\":", self.ended_by);
+        plain(line, ",\"ended_by\":", self.ended_by);
         line.extend_from_slice(b"}\n");
         Ok(())
     }
 }
 
 impl<'a> Line<'a> {
-    fn of(record: &'a Record, ts: &'a str, now: Instant) -> Self {
+    fn of(record: &'a Record, ts: &'a str, client: &'a str, took: &'a Took) -> Self {
         let subject = |of: Subject| {
             let subject = record.subject.as_deref().map(short);
             subject.filter(|_| record.route.is_some_and(|route| route.subject == of))
@@ -218,7 +251,7 @@ impl<'a> Line<'a> {
         Self {
             ts,
             request_id: str::from_utf8(record.request_id.as_bytes()).map(short).unwrap_or_default(),
-            client: record.client,
+            client,
             protocol: match record.version {
                 Version::HTTP_2 => "h2",
                 Version::HTTP_10 => "h1.0",
@@ -237,13 +270,7 @@ impl<'a> Line<'a> {
             reason: record.reason,
             cause: record.cause.as_deref(),
             cache: record.cache.map(|cache| cache.as_str()),
-            duration: now.saturating_duration_since(record.started),
-            ttfb: record.responded.map(|at| at.saturating_duration_since(record.started)),
-            upstream_took: record.sent.map(|sent| {
-                let until = record.answered.or(record.responded).unwrap_or(now);
-                until.saturating_duration_since(sent)
-            }),
-            overhead: record.overhead(),
+            took,
             bytes_in: record.request_bytes,
             bytes_out: record.response_bytes,
             turn: record.turn.as_ref().map(|(part, facts)| {
@@ -263,10 +290,19 @@ impl<'a> Line<'a> {
 }
 
 /// Milliseconds to the microsecond: `12.345`.
-fn millis(duration: Duration) -> f64 {
-    // not `as_micros`: a conversion from 128 bits costs more than the rest of this line
-    let micros = duration.as_secs().saturating_mul(1_000_000).saturating_add(duration.subsec_micros().into());
-    micros as f64 / 1000.0
+fn write_millis(line: &mut Vec<u8>, duration: Duration) {
+    // not `as_millis`: a division of 128 bits costs more than the rest of this
+    let whole = duration.as_secs().saturating_mul(1000).saturating_add(duration.subsec_millis().into());
+    line.extend_from_slice(itoa::Buffer::new().format(whole).as_bytes());
+    line.push(b'.');
+    let micros = duration.subsec_micros() % 1000;
+    line.extend([micros / 100, micros / 10 % 10, micros % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or(0)));
+}
+
+/// Whether JSON does not take `text` as it stands (RFC 8259 §7).
+fn needs_escape(text: &str) -> bool {
+    // every byte is looked at, without a branch: sixteen at once
+    text.bytes().fold(false, |needs, byte| needs | (byte < b' ') | (byte == b'"') | (byte == b'\\'))
 }
 
 fn short(text: &str) -> &str {

@@ -59,7 +59,7 @@ impl Ended {
 
 /// The facts of one request.
 pub struct Record {
-    sink: Sink,
+    sink: Arc<Sink>,
     pub started: Instant,
     pub request_id: HeaderValue,
     pub client: IpAddr,
@@ -108,7 +108,14 @@ pub struct Exchange {
 }
 
 impl Record {
-    pub fn new(sink: Sink, request_id: HeaderValue, client: IpAddr, method: Method, version: Version) -> Self {
+    pub fn new(
+        sink: impl Into<Arc<Sink>>,
+        request_id: HeaderValue,
+        client: IpAddr,
+        method: Method,
+        version: Version,
+    ) -> Self {
+        let sink = sink.into();
         sink.metrics.in_flight.inc();
         Self {
             sink,
@@ -143,7 +150,7 @@ impl Record {
     /// One for an exchange with Letta that may outlive this request. It tells nothing by itself.
     pub fn apart(&self) -> Self {
         Self {
-            sink: self.sink.clone(),
+            sink: Arc::clone(&self.sink),
             started: self.started,
             request_id: self.request_id.clone(),
             client: self.client,
@@ -247,6 +254,18 @@ impl Record {
     }
 }
 
+/// How long a request took, and its parts.
+pub struct Took {
+    /// From the request's head to the response's last byte.
+    pub duration: Duration,
+    /// From the request's head to the response's head.
+    pub to_first_byte: Option<Duration>,
+    /// The gateway's own share of that; see [`Record::overhead`].
+    pub overhead: Option<Duration>,
+    /// How long the replica took to the head of its response, or was waited for in vain.
+    pub upstream: Option<Duration>,
+}
+
 impl Watch for Record {
     fn data(&mut self, bytes: usize) {
         self.response_bytes += bytes as u64;
@@ -279,21 +298,30 @@ impl Drop for Record {
         if let Some(requests) = route.requests(self.status) {
             requests.inc();
         }
-        route.duration.observe(now.saturating_duration_since(self.started).as_secs_f64());
-        if let Some(responded) = self.responded {
-            route.time_to_first_byte.observe(responded.saturating_duration_since(self.started).as_secs_f64());
+        let took = Took {
+            duration: now.saturating_duration_since(self.started),
+            to_first_byte: self.responded.map(|responded| responded.saturating_duration_since(self.started)),
+            overhead: self.overhead(),
+            upstream: self.sent.map(|sent| {
+                let until = self.answered.or(self.responded).unwrap_or(now);
+                until.saturating_duration_since(sent)
+            }),
+        };
+        route.duration.observe(took.duration.as_secs_f64());
+        if let Some(to_first_byte) = took.to_first_byte {
+            route.time_to_first_byte.observe(to_first_byte.as_secs_f64());
         }
-        if let Some(overhead) = self.overhead() {
+        if let Some(overhead) = took.overhead {
             metrics.overhead.observe(overhead.as_secs_f64());
         }
         if let Some(requests) = self.key.as_ref().and_then(|key| key.requests(self.status)) {
             requests.inc();
         }
-        if let (Some(upstream), Some(sent), Some(answered)) = (&self.upstream, self.sent, self.answered) {
-            upstream.response.observe(answered.saturating_duration_since(sent).as_secs_f64());
+        if let (Some(upstream), Some(took), Some(_)) = (&self.upstream, took.upstream, self.answered) {
+            upstream.response.observe(took.as_secs_f64());
         }
         metrics.request_bytes.inc_by(self.request_bytes);
         metrics.response_bytes.inc_by(self.response_bytes);
-        self.sink.access.write(self, now);
+        self.sink.access.write(self, &took);
     }
 }

@@ -4,7 +4,7 @@
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
 use std::ops::ControlFlow;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,7 +60,8 @@ impl Message {
         *request.uri_mut() = self.uri.clone();
         *request.headers_mut() = self.headers.clone();
         let Self { route, subject, peer, key, .. } = self;
-        Dispatch { parts: Parts { request, peer: *peer, route, subject: subject.clone(), key: key.clone() } }
+        let parts = Parts { request, peer: *peer, route, subject: subject.clone(), key: key.clone() };
+        Dispatch { parts: Box::new(parts) }
     }
 }
 
@@ -70,7 +71,7 @@ pub(super) struct Engine<B> {
     pub below: Arc<B>,
     pub message: Message,
     /// Until it is known whose turn it is: one of another gateway's needs no place.
-    pub seat: Option<Seat>,
+    pub seat: Option<Box<Seat>>,
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
     /// The message's place in memory.
@@ -145,7 +146,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         self.charge();
         let Some(bill) = self.bill.take() else { return };
         let usage = match self.turn.run() {
-            Some(run) => self.inquiry().usage(run, &self.record).await,
+            Some(run) => Box::pin(self.inquiry().usage(run, &self.record)).await,
             None => None,
         };
         bill.charge(usage.as_ref());
@@ -284,7 +285,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             let sent = Instant::now();
             let below = Arc::clone(&self.below);
             let left = self.when_left();
-            let answer = beside(left, below.handle(dispatch, &mut self.record)).await;
+            let answer = beside(left, pin!(below.handle(dispatch, &mut self.record))).await;
             turn.facts.exchanged(self.record.exchange());
             let response = match answer {
                 Ok(response) => response,
@@ -315,7 +316,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             let relayed = match relay.whole(response, self.record.exchange()) {
                 ControlFlow::Break(outcome) => Relayed::Whole(outcome),
                 ControlFlow::Continue((head, body)) => {
-                    beside(self.when_left(), Box::pin(relay.parts(head, body))).await
+                    beside(self.when_left(), Box::pin(relay.parts(head, body)).as_mut()).await
                 }
             };
             drop(running);
@@ -415,8 +416,10 @@ struct Found {
 }
 
 /// Drives `other`, if there is one, for as long as `work` takes.
-async fn beside<T>(other: Option<Pin<Box<dyn Future<Output = ()> + Send>>>, work: impl Future<Output = T>) -> T {
-    let mut work = std::pin::pin!(work);
+async fn beside<T>(
+    other: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    mut work: Pin<&mut impl Future<Output = T>>,
+) -> T {
     let Some(mut other) = other else { return work.await };
     tokio::select! {
         biased;

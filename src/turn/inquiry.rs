@@ -148,7 +148,7 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
             request.headers_mut().insert(http::header::CONTENT_TYPE, json);
         }
         *request.method_mut() = method;
-        let parts = Parts { request, peer: self.peer, route, subject, key: self.key.clone() };
+        let parts = Box::new(Parts { request, peer: self.peer, route, subject, key: self.key.clone() });
         let mut record = record.apart();
         let asked = async {
             let response = self.below.handle(Dispatch { parts }, &mut record).await.ok()?;

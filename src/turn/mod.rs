@@ -108,7 +108,7 @@ pub(crate) type Index = [u8; 32];
 
 /// A request that may go to a replica now: no message, or one whose turn it is.
 pub struct Dispatch {
-    parts: Parts,
+    parts: Box<Parts>,
 }
 
 impl Dispatch {
@@ -116,7 +116,7 @@ impl Dispatch {
         self.parts.route
     }
 
-    pub fn into_parts(self) -> Parts {
+    pub fn into_parts(self) -> Box<Parts> {
         self.parts
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, timeout};
@@ -25,6 +26,7 @@ use crate::body::{Body, RequestBody, Response};
 use crate::cache::Forward;
 use crate::cutoff::Cutoff;
 use crate::error::Error;
+use crate::hop::{leave_buffer, own_target};
 use crate::letta::message::Sending;
 use crate::letta::repeat::Repeat;
 use crate::letta::routes::Sends;
@@ -40,6 +42,9 @@ const X_TURN: HeaderName = HeaderName::from_static("x-turn");
 const X_QUEUE_POSITION: HeaderName = HeaderName::from_static("x-queue-position");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// A body of no more bytes is copied: it may have come with its head, in a buffer that is larger.
+const SHORT: usize = 4096;
 
 const UNREAD: &str =
     "the agent that the message is for cannot be read: the body must be one JSON object in UTF-8, each name once";
@@ -127,8 +132,8 @@ impl Turns {
     async fn send<B: Handle<Dispatch> + 'static>(
         &self,
         sends: Sends,
-        mut parts: Parts,
-        mut seat: Option<Seat>,
+        mut parts: Box<Parts>,
+        mut seat: Option<Box<Seat>>,
         record: &mut Record,
         below: &Arc<B>,
     ) -> Result<Response, Error> {
@@ -161,9 +166,18 @@ impl Turns {
             drop((follower, seat));
             return self.repeat(&known, record).await;
         }
-        let Parts { request, peer, route, subject, key } = parts;
-        let (head, _) = request.into_parts();
-        let message = Message { uri: head.uri, headers: head.headers, body, route, subject, peer, key };
+        let Parts { request, peer, route, subject, key } = *parts;
+        let (mut head, _) = request.into_parts();
+        leave_buffer(&mut head.headers);
+        let message = Message {
+            uri: own_target(&head.uri),
+            headers: head.headers,
+            body: if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) },
+            route,
+            subject,
+            peer,
+            key,
+        };
         record.turn = Some((Part::Started, turn.facts.clone()));
         let mut engines = record.apart();
         engines.turn.clone_from(&record.turn);
@@ -173,7 +187,7 @@ impl Turns {
             below: Arc::clone(below),
             message,
             _room: room,
-            bill: seat.as_mut().and_then(Seat::bill),
+            bill: seat.as_mut().and_then(|seat| seat.bill()),
             seat,
             permit: None,
             record: engines,
@@ -209,7 +223,7 @@ impl Turns {
     /// Answers a client that comes back to a stream, from its turn's log if that is here.
     async fn resume<B: Handle<Dispatch>>(
         &self,
-        mut parts: Parts,
+        mut parts: Box<Parts>,
         record: &mut Record,
         below: &Arc<B>,
     ) -> Result<Response, Error> {
@@ -340,7 +354,7 @@ fn timing(queued: Duration, letta: Duration) -> HeaderValue {
         text.push(b'.');
         text.extend([part / 100, part / 10 % 10, part % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or(0)));
     }
-    HeaderValue::from_maybe_shared(bytes::Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn tell_part(part: Part, headers: &mut HeaderMap) {
@@ -363,13 +377,13 @@ fn own_run(sending: &Sending) -> Result<(), Error> {
 
 /// A send that can be no turn goes on as it is; its place in flight is its own.
 async fn pass<B: Handle<Dispatch>>(
-    parts: Parts,
-    mut seat: Option<Seat>,
+    parts: Box<Parts>,
+    mut seat: Option<Box<Seat>>,
     record: &mut Record,
     below: &Arc<B>,
 ) -> Result<Response, Error> {
-    let bill = seat.as_mut().and_then(Seat::bill);
-    let permit = seat.map(Seat::take).transpose()?;
+    let bill = seat.as_mut().and_then(|seat| seat.bill());
+    let permit = seat.map(|seat| seat.take()).transpose()?;
     let response = below.handle(Dispatch { parts }, record).await?;
     if let Some(bill) = bill.filter(|_| response.status().is_success()) {
         bill.charge(None);

@@ -23,6 +23,7 @@ use crate::telemetry::{Metrics, Record};
 
 use connection::Unanswered;
 pub use pool::Pool;
+use reply::Passed;
 
 /// What the configuration says of talking to a replica.
 #[derive(Clone, PartialEq, Eq)]
@@ -101,21 +102,26 @@ impl<'a> Handle<Placed<'a>> for Upstream {
     async fn handle(&self, placed: Placed<'a>, record: &mut Record) -> Result<Response, Error> {
         let Placed { attempt, endpoint, load } = placed;
         let Some(pool) = self.pools.get(endpoint.place) else { return Err(Error::NoUpstream) };
-        let mut lease = match pool.lease(attempt.fresh).await {
-            Ok(lease) => lease,
-            Err(error) => {
-                // another replica may be reached: this one is out for this request
-                attempt.failed.add(endpoint.place);
-                return Err(error);
-            }
+        let now = Instant::now();
+        let (mut lease, sent) = match (!attempt.fresh).then(|| pool.parked(now)).flatten() {
+            Some(lease) => (lease, now),
+            // boxed: what is seldom waited for must not make every request's future larger
+            None => match Box::pin(pool.lease(attempt.fresh)).await {
+                Ok(lease) => (lease, Instant::now()),
+                Err(error) => {
+                    // another replica may be reached: this one is out for this request
+                    attempt.failed.add(endpoint.place);
+                    return Err(error);
+                }
+            },
         };
         let Some(mut request) = attempt.request.take() else { return Err(Error::NoUpstream) };
         let meter = (!http_body::Body::is_end_stream(request.body())).then(|| request.body_mut().meter());
         let patience = self.patience(attempt.route.pace);
-        let sent = Instant::now();
         record.sent = Some(sent);
         let answer = lease.exchange(request, sent + patience).await;
-        record.answered = Some(Instant::now());
+        let answered = Instant::now();
+        record.answered = Some(answered);
         if let Some(meter) = &meter {
             record.request_bytes = meter.bytes();
         }
@@ -136,8 +142,17 @@ impl<'a> Handle<Placed<'a>> for Upstream {
                 });
             }
         };
-        let idle = reply::Idle { stream: self.timeouts.stream_idle, other: patience };
-        Ok(reply::pass_on(response, lease, load, idle, attempt.route.sends.is_some(), &self.cutoff, &self.metrics)
-            .await)
+        let manner = reply::Manner {
+            stream_idle: self.timeouts.stream_idle,
+            other_idle: patience,
+            is_turn: attempt.route.sends.is_some(),
+            cutoff: &self.cutoff,
+            metrics: &self.metrics,
+            now: answered,
+        };
+        match reply::pass_on(response, lease, load, &manner) {
+            Passed::On(response) => Ok(response),
+            Passed::Unjudged(answer) => Ok(Box::pin(reply::judged(answer)).await),
+        }
     }
 }

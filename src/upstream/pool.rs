@@ -1,7 +1,7 @@
 //! The connections to one replica: a bounded number, the latest used first, none kept past the replica's keep-alive.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Waker};
 
 use http::Response;
 use hyper::body::Incoming;
@@ -53,32 +53,39 @@ impl Pool {
         *self.authority == *authority && self.settings == *settings && self.timeouts == *timeouts
     }
 
+    /// The latest used connection that is still open `now`, if there is one and nobody has to be waited for.
+    pub(super) fn parked(self: &Arc<Self>, now: Instant) -> Option<Lease> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
+        self.open_one(now).map(|connection| Lease { connection, pool: Arc::clone(self), _slot: slot })
+    }
+
     /// A connection that can take a request: the latest used that is still open, or a new one. `fresh`: a new one.
     pub(super) async fn lease(self: &Arc<Self>, fresh: bool) -> Result<Lease, Error> {
-        let slot = match Arc::clone(&self.slots).try_acquire_owned() {
-            Ok(slot) => slot,
-            // boxed, like the dial below: what is seldom waited for must not make every request's future larger
-            Err(_) => match Box::pin(timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned())).await {
-                Ok(Ok(slot)) => slot,
-                Ok(Err(_)) | Err(_) => return Err(Error::UpstreamBusy { upstream: self.authority.to_string() }),
-            },
+        let waiting = timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned());
+        let Ok(Ok(slot)) = waiting.await else {
+            return Err(Error::UpstreamBusy { upstream: self.authority.to_string() });
         };
         let lease = |connection| Lease { connection, pool: Arc::clone(self), _slot: slot };
-        if !fresh {
-            let now = Instant::now();
-            while let Some(mut connection) = self.take() {
-                let is_fresh = now.saturating_duration_since(connection.parked) < self.settings.idle_timeout;
-                // one poll sees a close that came while it was parked
-                if is_fresh && std::future::poll_fn(|cx| Poll::Ready(connection.poll(cx))).await.is_pending() {
-                    return Ok(lease(connection));
-                }
-            }
+        if !fresh && let Some(connection) = self.open_one(Instant::now()) {
+            return Ok(lease(connection));
         }
-        match Box::pin(Connection::open(&self.authority, self.timeouts.connect, &self.metrics)).await {
+        match Connection::open(&self.authority, self.timeouts.connect, &self.metrics).await {
             Ok(connection) => Ok(lease(connection)),
             Err(Failure::Replica(cause)) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
             Err(Failure::Own { what, cause }) => Err(Error::Exhausted { what, cause: cause.into() }),
         }
+    }
+
+    /// The latest used connection that is still open.
+    fn open_one(&self, now: Instant) -> Option<Connection> {
+        while let Some(mut connection) = self.take() {
+            let is_fresh = now.saturating_duration_since(connection.parked) < self.settings.idle_timeout;
+            // one poll sees a close that came while it was parked; whoever sends on it waits for it with its own waker
+            if is_fresh && connection.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+                return Some(connection);
+            }
+        }
+        None
     }
 
     fn take(&self) -> Option<Connection> {
@@ -116,11 +123,11 @@ impl Lease {
         &mut self.connection
     }
 
-    /// Gives the connection back, if it can take another request.
-    pub(super) fn give_back(self) {
+    /// Gives the connection back `now`, if it can take another request.
+    pub(super) fn give_back(self, now: Instant) {
         let Self { mut connection, pool, _slot } = self;
         if connection.is_ready() {
-            connection.parked = Instant::now();
+            connection.parked = now;
             pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -25,26 +25,34 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 const MOST_JUDGED: usize = 8 * 1024;
 const JUDGED_WITHIN: Duration = Duration::from_secs(1);
 
-/// How long an answer that has begun may be silent.
-#[derive(Clone, Copy)]
-pub(super) struct Idle {
-    pub(super) stream: Duration,
-    pub(super) other: Duration,
+/// How an answer is passed on.
+pub(super) struct Manner<'a> {
+    /// How long an event stream that has begun may be silent.
+    pub(super) stream_idle: Duration,
+    /// How long any other answer may.
+    pub(super) other_idle: Duration,
+    /// A turn reads it, not a client.
+    pub(super) is_turn: bool,
+    pub(super) cutoff: &'a Cutoff,
+    pub(super) metrics: &'a Arc<Metrics>,
+    /// When its head came.
+    pub(super) now: Instant,
+}
+
+/// What became of a replica's answer.
+pub(super) enum Passed {
+    /// The client's response.
+    On(Response),
+    /// It has to be judged first, by as much of its body as [`judged`] reads.
+    Unjudged(Box<http::Response<Reply>>),
 }
 
 /// Makes `answer` the client's response.
-pub(super) async fn pass_on(
-    answer: http::Response<Incoming>,
-    lease: Lease,
-    load: Permit,
-    idle: Idle,
-    is_turn: bool,
-    cutoff: &Cutoff,
-    metrics: &Arc<Metrics>,
-) -> Response {
+pub(super) fn pass_on(answer: http::Response<Incoming>, lease: Lease, load: Permit, manner: &Manner<'_>) -> Passed {
+    let Manner { stream_idle, other_idle, is_turn, cutoff, metrics, now } = *manner;
     let (mut head, incoming) = answer.into_parts();
     let is_stream = sse::is_event_stream(&head.headers);
-    let idle = if is_stream { idle.stream } else { idle.other };
+    let idle = if is_stream { stream_idle } else { other_idle };
     let reply = Reply { incoming, first: None, broken: None, held: Some((lease, load)), idle };
     let body = if is_stream {
         head.headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache, no-transform"));
@@ -57,16 +65,21 @@ pub(super) async fn pass_on(
             Body::stream(Events::new(reply, cutoff.ear(), Arc::clone(metrics)))
         }
     } else if may_be_replica_fault(head.status) && is_json(&head.headers) {
-        // boxed: what is seldom done must not make every request's future larger
-        Box::pin(reply.with_its_opening()).await
+        return Passed::Unjudged(Box::new(http::Response::from_parts(head, reply)));
     } else {
-        reply.whole_if_here().await
+        reply.whole_if_here(now)
     };
-    http::Response::from_parts(head, body)
+    Passed::On(http::Response::from_parts(head, body))
+}
+
+/// The response with as much of its beginning read as says whose failure it is.
+pub(super) async fn judged(answer: Box<http::Response<Reply>>) -> Response {
+    let (head, reply) = answer.into_parts();
+    http::Response::from_parts(head, reply.with_its_opening().await)
 }
 
 /// An answer's body together with the connection it comes from.
-struct Reply {
+pub(super) struct Reply {
     incoming: Incoming,
     /// What was read before it was known to be more.
     first: Option<Bytes>,
@@ -79,9 +92,9 @@ struct Reply {
 impl Reply {
     /// Whole at once if all of it has come with the head: then the connection is free again before the client has a
     /// byte, and head and body leave in one write.
-    async fn whole_if_here(mut self) -> Body {
-        let first = std::future::poll_fn(|cx| Poll::Ready(self.poll_data(cx))).await;
-        match first {
+    fn whole_if_here(mut self, now: Instant) -> Body {
+        // nobody is to be woken: what is not here yet is asked for again by whoever takes the body
+        match self.poll_data(&mut Context::from_waker(Waker::noop()), || now) {
             Poll::Ready(None) => Body::empty(),
             Poll::Ready(Some(Ok(data))) if self.held.is_none() => Body::whole(data),
             Poll::Ready(Some(Ok(data))) => {
@@ -101,7 +114,7 @@ impl Reply {
         let mut opening = BytesMut::new();
         let _ = timeout(JUDGED_WITHIN, async {
             while opening.len() < MOST_JUDGED {
-                match std::future::poll_fn(|cx| self.poll_data(cx)).await {
+                match std::future::poll_fn(|cx| self.poll_data(cx, Instant::now)).await {
                     Some(Ok(data)) => opening.extend_from_slice(&data),
                     Some(Err(error)) => {
                         self.broken = Some(error);
@@ -119,7 +132,8 @@ impl Reply {
         Body::stream(self)
     }
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+    /// `now`: the clock, which is read only if it is needed.
+    fn poll_data(&mut self, cx: &mut Context<'_>, now: impl Fn() -> Instant) -> Poll<Option<Result<Bytes, Error>>> {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(first)));
         }
@@ -133,9 +147,9 @@ impl Reply {
                     // trailers end here: nothing of Letta's sends any
                     let Ok(data) = frame.into_data() else { continue };
                     if self.incoming.is_end_stream() {
-                        self.finish(cx);
+                        self.finish(cx, now());
                     } else if let Some((lease, _)) = &mut self.held {
-                        lease.connection().expect_by(Instant::now() + self.idle);
+                        lease.connection().expect_by(now() + self.idle);
                     }
                     return Poll::Ready(Some(Ok(data)));
                 }
@@ -144,7 +158,7 @@ impl Reply {
                     return Poll::Ready(Some(Err(Error::UpstreamClosed { upstream, sent: true, cause: error.into() })));
                 }
                 Poll::Ready(None) => {
-                    self.finish(cx);
+                    self.finish(cx, now());
                     return Poll::Ready(None);
                 }
                 Poll::Pending => {}
@@ -162,11 +176,11 @@ impl Reply {
     }
 
     /// The answer is whole: the connection may serve another request.
-    fn finish(&mut self, cx: &mut Context<'_>) {
+    fn finish(&mut self, cx: &mut Context<'_>, now: Instant) {
         if let Some((mut lease, _load)) = self.held.take() {
             // lets it see that its message is over
             let _ = lease.connection().poll(cx);
-            lease.give_back();
+            lease.give_back(now);
         }
     }
 
@@ -181,7 +195,7 @@ impl HttpBody for Reply {
     type Error = Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
-        self.poll_data(cx).map_ok(Frame::data)
+        self.poll_data(cx, Instant::now).map_ok(Frame::data)
     }
 
     fn is_end_stream(&self) -> bool {
@@ -255,7 +269,7 @@ impl HttpBody for Events {
             return Poll::Ready(this.farewell(Error::Draining).map(|farewell| Ok(Frame::data(farewell))));
         }
         loop {
-            let events = match ready!(this.reply.poll_data(cx)) {
+            let events = match ready!(this.reply.poll_data(cx, Instant::now)) {
                 Some(Ok(data)) => this.cutter.whole_events(data),
                 Some(Err(error)) => match this.farewell(error) {
                     Some(farewell) => Some(farewell),

@@ -4,6 +4,7 @@ use std::io::Read;
 
 use http::{HeaderValue, Method};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
 use super::*;
 use crate::body::Watch;
