@@ -47,7 +47,7 @@ impl Windows {
     }
 
     /// What the store is to be asked.
-    pub fn account(&self, who: Who<'_>) -> Account<'_> {
+    pub fn account<'w>(&'w self, who: Who<'_>) -> Account<'w> {
         let spender = match who {
             Who::Key(key) => spender(&["key", key]),
             Who::Agent { key, agent } => spender(&["agent", key, agent]),

@@ -13,6 +13,7 @@ use crate::auth::key;
 use crate::config::Settings;
 use crate::limits::usage::{Usage as Window, Who, Windows};
 use crate::limits::{Mode, Plan, Scope};
+use crate::store::Account;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Usage {
@@ -32,9 +33,22 @@ pub(in crate::cli) struct Usage {
 struct Row<'s> {
     key: &'s key::Settings,
     plan: &'s Plan,
+    windows: &'s Windows,
     agent: Option<&'s str>,
     /// Which of the accounts that are asked for.
     account: usize,
+}
+
+/// A plan with its windows.
+struct Viewed<'s> {
+    plan: &'s Plan,
+    windows: Windows,
+}
+
+impl<'s> Viewed<'s> {
+    fn of(plan: &'s Plan) -> Self {
+        Self { plan, windows: Windows::of(plan) }
+    }
 }
 
 impl Usage {
@@ -45,25 +59,9 @@ impl Usage {
             [] => settings.keys.iter().collect(),
             ids => ids.iter().map(|id| find(&settings, id, &path)).collect::<Result<Vec<_>, _>>()?,
         };
-        let plans: HashMap<&str, &Plan> = settings.plans.iter().map(|plan| (plan.name.as_str(), plan)).collect();
-        let windows: HashMap<&str, Windows> = plans.iter().map(|(name, plan)| (*name, Windows::of(plan))).collect();
-        let (mut accounts, mut rows, mut of_plans) = (Vec::new(), Vec::new(), HashMap::new());
-        for key in keys {
-            // a plan that is not there is no configuration
-            let (Some(plan), Some(windows)) = (plans.get(&*key.plan), windows.get(&*key.plan)) else { continue };
-            let mut ask = |who| {
-                accounts.push(windows.account(who));
-                accounts.len() - 1
-            };
-            let counted = match plan.scope {
-                Scope::Plan => vec![(None, *of_plans.entry(&*plan.name).or_insert_with(|| ask(Who::Plan(&plan.name))))],
-                Scope::Agent if !agents.is_empty() => {
-                    agents.iter().map(|agent| (Some(&**agent), ask(Who::Agent { key: &key.id, agent }))).collect()
-                }
-                Scope::Key | Scope::Agent => vec![(None, ask(Who::Key(&key.id)))],
-            };
-            rows.extend(counted.into_iter().map(|(agent, account)| Row { key, plan, agent, account }));
-        }
+        let plans: HashMap<&str, Viewed<'_>> =
+            settings.plans.iter().map(|plan| (&*plan.name, Viewed::of(plan))).collect();
+        let (accounts, rows) = counted(&keys, &plans, &agents);
         if !agents.is_empty() && !rows.iter().any(|row| row.agent.is_some()) {
             let told = "--agent: no such key counts each agent apart; that is for plans with scope: agent";
             return Err(Failure::Failed(told.to_owned()));
@@ -77,11 +75,8 @@ impl Usage {
             ))
         })?;
         let revoked: HashSet<[u8; 32]> = revoked.into_iter().collect();
-        let stand = |row: &Row<'_>| {
-            let (windows, used) = windows.get(&*row.plan.name).zip(used.get(row.account))?;
-            Some(windows.read(used))
-        };
-        let rows = rows.iter().map(|row| (row, state(row.key, &revoked), stand(row).unwrap_or_default()));
+        let stand = |row: &Row<'_>| used.get(row.account).map(|used| row.windows.read(used)).unwrap_or_default();
+        let rows = rows.iter().map(|row| (row, state(row.key, &revoked), stand(row)));
         if json {
             let list = rows.map(|(row, state, windows)| described(row, state, &windows)).collect();
             return print(&format!("{:#}\n", Value::Array(list)));
@@ -98,6 +93,33 @@ impl Usage {
         }
         print(&text)
     }
+}
+
+/// What the store is to be asked, and a row for each key, or for each of `agents` of one that counts them apart. What a
+/// plan's keys use together is asked once.
+fn counted<'s>(
+    keys: &[&'s key::Settings],
+    plans: &'s HashMap<&str, Viewed<'s>>,
+    agents: &'s [String],
+) -> (Vec<Account<'s>>, Vec<Row<'s>>) {
+    let (mut accounts, mut rows, mut of_plans) = (Vec::new(), Vec::new(), HashMap::new());
+    for &key in keys {
+        // a plan that is not there is no configuration
+        let Some(&Viewed { plan, ref windows }) = plans.get(&*key.plan) else { continue };
+        let mut ask = |who| {
+            accounts.push(windows.account(who));
+            accounts.len() - 1
+        };
+        let counted = match plan.scope {
+            Scope::Plan => vec![(None, *of_plans.entry(&*plan.name).or_insert_with(|| ask(Who::Plan(&plan.name))))],
+            Scope::Agent if !agents.is_empty() => {
+                agents.iter().map(|agent| (Some(&**agent), ask(Who::Agent { key: &key.id, agent }))).collect()
+            }
+            Scope::Key | Scope::Agent => vec![(None, ask(Who::Key(&key.id)))],
+        };
+        rows.extend(counted.into_iter().map(|(agent, account)| Row { key, plan, windows, agent, account }));
+    }
+    (accounts, rows)
 }
 
 /// What to do about a store that cannot be asked.
