@@ -4,7 +4,7 @@
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
 use std::ops::ControlFlow;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ use super::fleet::{Claimed, Fleet, Mirrored, Standing};
 use super::inquiry::Inquiry;
 use super::lane;
 use super::log::{Ended, Phase};
-use super::relay::{Relay, Relayed};
+use super::relay::{Relay, Relayed, is_stream};
 use super::shared::Turn;
 use super::step::Desk;
 use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
@@ -54,6 +54,11 @@ pub(super) struct Message {
 }
 
 impl Message {
+    /// It has been answered: nothing of it is wanted any more.
+    fn forget(&mut self) {
+        (self.uri, self.headers, self.body) = (Uri::default(), HeaderMap::new(), Bytes::new());
+    }
+
     fn dispatch(&self) -> Dispatch {
         let mut request = Box::new(http::Request::new(RequestBody::whole(self.body.clone())));
         *request.method_mut() = Method::POST;
@@ -285,7 +290,8 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             let sent = Instant::now();
             let below = Arc::clone(&self.below);
             let left = self.when_left();
-            let answer = beside(left, pin!(below.handle(dispatch, &mut self.record))).await;
+            // boxed: it is over when the answer begins, and a stream goes on for long
+            let answer = beside(left, Box::pin(below.handle(dispatch, &mut self.record)).as_mut()).await;
             turn.facts.exchanged(self.record.exchange());
             let response = match answer {
                 Ok(response) => response,
@@ -312,11 +318,16 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                     }
                 }
             };
+            self.message.forget();
             let relay = Relay { turn: &turn, desk: &desk, sent };
             let relayed = match relay.whole(response, self.record.exchange()) {
                 ControlFlow::Break(outcome) => Relayed::Whole(outcome),
+                ControlFlow::Continue((head, body)) if is_stream(&head) => {
+                    turn.log.begin(head, None);
+                    beside(self.when_left(), Box::pin(relay.stream(body)).as_mut()).await
+                }
                 ControlFlow::Continue((head, body)) => {
-                    beside(self.when_left(), Box::pin(relay.parts(head, body)).as_mut()).await
+                    beside(self.when_left(), Box::pin(relay.pieces(head, body)).as_mut()).await
                 }
             };
             drop(running);

@@ -20,7 +20,8 @@ use crate::letta::sse::{self, Cutter};
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Outcome;
 
-fn is_stream(head: &Head) -> bool {
+/// Comes as events.
+pub(super) fn is_stream(head: &Head) -> bool {
     head.status == StatusCode::OK && sse::is_event_stream(&head.headers)
 }
 
@@ -61,15 +62,6 @@ impl Relay<'_> {
         }
     }
 
-    /// Writes an answer as it comes.
-    pub(super) async fn parts(&self, head: Head, body: Body) -> Relayed {
-        if is_stream(&head) {
-            self.log().begin(head, None);
-            return self.stream(body).await;
-        }
-        self.pieces(head, body).await
-    }
-
     /// What a whole answer says of the turn.
     fn read(&self, status: StatusCode, body: &[u8]) -> Outcome {
         if status != StatusCode::OK {
@@ -80,7 +72,8 @@ impl Relay<'_> {
         Outcome::Stopped(reply.stop_reason)
     }
 
-    async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
+    /// Writes an answer that comes in pieces.
+    pub(super) async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
         let status = head.status;
         // only an answer that could be given again is read as a whole
         let most = self.desk.settings.max_log;
@@ -108,7 +101,8 @@ impl Relay<'_> {
         })
     }
 
-    async fn stream(&self, mut body: Body) -> Relayed {
+    /// Writes the events of a stream whose head is in the log.
+    pub(super) async fn stream(&self, mut body: Body) -> Relayed {
         let mut cutter = Cutter::new();
         let mut last: Option<Instant> = None;
         let broken = loop {
@@ -152,7 +146,7 @@ impl Relay<'_> {
             // before the event that names it: whoever has read it may ask for it
             self.desk.registry.learn_run(self.turn, run);
             if let Some(fleet) = &self.desk.fleet {
-                fleet.learn_run(self.turn, run).await;
+                Box::pin(fleet.learn_run(self.turn, run)).await;
             }
         }
         self.log().append(events);
