@@ -15,6 +15,7 @@ use super::seat::{Seat, Whose};
 use super::shared::{NotCounted, Shared};
 use super::terms::Terms;
 use super::{Mode, Plan, Rate, Scope};
+use foldhash::fast::RandomState;
 use sha2::{Digest, Sha256};
 
 use crate::auth::key;
@@ -36,7 +37,7 @@ pub struct Limits {
 }
 
 struct Table {
-    allowances: HashMap<Arc<str>, Allowance>,
+    allowances: HashMap<Arc<str>, Allowance, RandomState>,
     /// Of the plans whose keys count together, by name.
     shared: HashMap<Box<str>, Arc<Account>>,
     plans: HashMap<Box<str>, Arc<Terms>>,
@@ -83,7 +84,7 @@ impl Limits {
             }
             terms.insert(Box::from(plan.name.as_str()), made);
         }
-        let mut allowances = HashMap::with_capacity(keys.len());
+        let mut allowances = HashMap::with_capacity_and_hasher(keys.len(), RandomState::default());
         for key in keys {
             // a plan that does not exist is refused by the configuration; without an allowance nothing passes
             let Some(terms) = terms.get(key.plan.as_str()) else { continue };

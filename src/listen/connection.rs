@@ -80,8 +80,10 @@ impl<S: Service> Connection<S> {
             Protocol::Http2 => {
                 let streams = Streams::new(stop.connections.clone(), shape.limits.write_timeout, metrics);
                 let service = answering(service, peer, Arc::clone(&progress), Some(streams.clone()));
-                let connection = shape.http2(streams).timer(TokioTimer::new()).serve_connection(io, service);
-                drive(pin!(connection), watchdog, &progress, &stop).await
+                // boxed: twice as large, and an HTTP/1 connection would have to be as large, too
+                let mut connection =
+                    Box::pin(shape.http2(streams).timer(TokioTimer::new()).serve_connection(io, service));
+                Box::pin(drive(connection.as_mut(), watchdog, &progress, &stop)).await
             }
         }
     }

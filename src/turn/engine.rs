@@ -105,8 +105,8 @@ enum Worked {
 }
 
 impl<B: Handle<Dispatch> + 'static> Engine<B> {
-    /// Works until the turn is over.
-    pub(super) async fn run(mut self) {
+    /// Works until the turn is over. Boxed: a future holds what it is called with twice.
+    pub(super) async fn run(mut self: Box<Self>) {
         let unfinished = Unfinished { desk: Arc::clone(&self.desk), turn: Some(Arc::clone(&self.turn)) };
         let (lane, _standing) = match self.prepare().await {
             Ok(Prepared::Ready(lane, standing)) => (lane, standing),

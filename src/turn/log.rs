@@ -8,15 +8,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 
 use crate::error::Error;
+use crate::hop::leave_buffer;
 use crate::telemetry::record::Exchange;
 
 /// Bytes a reader may be behind once the log is over its bound.
 const MOST_BEHIND: u64 = 64 * 1024;
 /// Bytes of the first buffer pieces are written to; each next one is twice as large, up to [`LARGEST_BUFFER`].
-const FIRST_BUFFER: usize = 1024;
+const FIRST_BUFFER: usize = 512;
 const LARGEST_BUFFER: usize = 32 * 1024;
 /// Bytes that are told to other gateways at once, about.
 const TOLD_AT_ONCE: usize = 256 * 1024;
@@ -27,6 +28,33 @@ pub(super) struct Head {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub exchange: Exchange,
+}
+
+/// A head as it is kept: a map of as few fields is five times as large.
+struct KeptHead {
+    status: StatusCode,
+    fields: Box<[(HeaderName, HeaderValue)]>,
+    exchange: Exchange,
+}
+
+/// Fields that are added to a head on its way to a follower, about.
+const MORE_FIELDS: usize = 8;
+
+impl KeptHead {
+    fn of(head: Head) -> Self {
+        let Head { status, mut headers, exchange } = head;
+        leave_buffer(&mut headers);
+        let fields = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
+        Self { status, fields, exchange }
+    }
+
+    fn head(&self) -> Head {
+        let mut headers = HeaderMap::with_capacity(self.fields.len() + MORE_FIELDS);
+        for (name, value) in &self.fields {
+            headers.append(name, value.clone());
+        }
+        Head { status: self.status, headers, exchange: self.exchange.clone() }
+    }
 }
 
 /// How the answer ended.
@@ -58,7 +86,7 @@ pub(super) struct Log {
 
 struct State {
     phase: Phase,
-    head: Option<Head>,
+    head: Option<KeptHead>,
     pieces: VecDeque<Bytes>,
     /// Number of the first piece that is still there.
     first: usize,
@@ -197,7 +225,7 @@ impl Log {
     /// `length`: the answer's, if it is known.
     pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
-        state.head = Some(head);
+        state.head = Some(KeptHead::of(head));
         state.told_at = length;
         state.wake_readers();
     }
@@ -217,7 +245,7 @@ impl Log {
     /// The whole answer at once.
     pub(super) fn fill(&self, head: Head, body: &[u8]) {
         let mut state = self.lock();
-        state.head = Some(head);
+        state.head = Some(KeptHead::of(head));
         state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;
@@ -282,7 +310,7 @@ impl Log {
         std::future::poll_fn(|cx| {
             let mut state = self.lock();
             let told = usize::try_from(told).unwrap_or(usize::MAX);
-            let head = state.head.clone().filter(|_| told == 0);
+            let head = state.head.as_ref().filter(|_| told == 0).map(KeptHead::head);
             let at = told.saturating_sub(1);
             if let Some(at) = at.checked_sub(state.first) {
                 let mut bytes = 0;
@@ -432,7 +460,7 @@ impl Log {
 
 fn head_of(state: &State) -> Option<Result<Head, Error>> {
     match (&state.head, &state.ended) {
-        (Some(head), _) => Some(Ok(head.clone())),
+        (Some(head), _) => Some(Ok(head.head())),
         (None, Some(Ended::Failed(error) | Ended::Told(error))) => Some(Err(error.again())),
         (None, Some(Ended::Whole)) => Some(Err(Error::Internal("a turn ended without an answer".into()))),
         (None, None) => None,

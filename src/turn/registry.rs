@@ -7,6 +7,8 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
+use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::log::Phase;
@@ -20,6 +22,9 @@ const MOST_ALIKE: usize = 16;
 /// Bytes that a turn takes beside its answer.
 const OVERHEAD: u64 = 2048;
 
+/// Turns with one index, the oldest first; there is seldom more than one.
+type Alike = SmallVec<[Arc<Turn>; 1]>;
+
 #[derive(Default)]
 pub(super) struct Registry {
     inner: Mutex<Inner>,
@@ -27,8 +32,7 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Inner {
-    /// The oldest first.
-    by: HashMap<Index, Vec<Arc<Turn>>>,
+    by: HashMap<Index, Alike, RandomState>,
     /// Turns that are over, since when, and the bytes they are counted with.
     over: VecDeque<(Instant, u64, Arc<Turn>)>,
     /// So many of them, the oldest, have given up their answers: they are known still, that nothing is sent twice.

@@ -14,7 +14,6 @@ use super::shared::Turn;
 use super::step::Desk;
 use crate::body::{Body, Response};
 use crate::error::Error;
-use crate::hop::leave_buffer;
 use crate::letta::reply;
 use crate::letta::sse::{self, Cutter};
 use crate::telemetry::record::Exchange;
@@ -49,9 +48,7 @@ impl Relay<'_> {
     /// Writes an answer that is all there, as most are; one that comes in parts is still to be written.
     pub(super) fn whole(&self, response: Response, exchange: Exchange) -> ControlFlow<Outcome, (Head, Body)> {
         let (parts, body) = response.into_parts();
-        let mut headers = parts.headers;
-        leave_buffer(&mut headers);
-        let head = Head { status: parts.status, headers, exchange };
+        let head = Head { status: parts.status, headers: parts.headers, exchange };
         match body.as_whole() {
             Some(whole) if !is_stream(&head) => {
                 let outcome = self.read(head.status, whole);

@@ -181,7 +181,7 @@ impl Turns {
         record.turn = Some((Part::Started, turn.facts.clone()));
         let mut engines = record.apart();
         engines.turn.clone_from(&record.turn);
-        let engine = Engine {
+        let engine = Box::new(Engine {
             desk: Arc::clone(desk),
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
@@ -191,7 +191,7 @@ impl Turns {
             seat,
             permit: None,
             record: engines,
-        };
+        });
         if sending.streams {
             desk.tasks.spawn(engine.run());
             self.stream(follower, record).await

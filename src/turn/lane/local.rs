@@ -4,6 +4,7 @@ use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
 use crate::turn::Index;
@@ -11,7 +12,7 @@ use crate::turn::Index;
 #[derive(Default)]
 pub(super) struct Lanes {
     /// Who waits for each lane that is held, in the order of coming.
-    held: Mutex<HashMap<Index, VecDeque<Waiter>>>,
+    held: Mutex<HashMap<Index, VecDeque<Waiter>, RandomState>>,
 }
 
 struct Waiter {
@@ -50,7 +51,7 @@ pub(super) struct Ticket {
 }
 
 impl Lanes {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Index, VecDeque<Waiter>>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Index, VecDeque<Waiter>, RandomState>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
