@@ -260,10 +260,16 @@ impl Gateway {
 
     /// The configuration at `path` ready to be taken over; or why it cannot be, and then nothing has changed.
     async fn build(&self, path: &Path, diagnostics: &Diagnostics) -> Result<(Settings, Pipeline), String> {
-        let mut new = config::load(path).map_err(|problems| problems.to_string())?;
-        open_files::fit(&mut new);
-        let previous = self.shared.pipeline.load_full();
-        let pipeline = Pipeline::build(&new, &self.shared.sink, Some(&previous)).map_err(|error| error.to_string())?;
+        let (path, shared) = (path.to_owned(), Arc::clone(&self.shared));
+        // many keys take a second, in which the thread would answer nobody
+        let built = tokio::task::spawn_blocking(move || {
+            let mut new = config::load(&path).map_err(|problems| problems.to_string())?;
+            open_files::fit(&mut new);
+            let previous = shared.pipeline.load_full();
+            let pipeline = Pipeline::build(&new, &shared.sink, Some(&previous)).map_err(|error| error.to_string())?;
+            Ok::<_, String>((new, pipeline))
+        });
+        let (new, pipeline) = built.await.map_err(|error| error.to_string())??;
         learn_revoked(&pipeline).await;
         look_up_users(&pipeline, &new).await.map_err(|error| error.to_string())?;
         diagnostics.reload(&new.log).map_err(|error| error.to_string())?;

@@ -119,6 +119,8 @@ pub struct Refusal {
     pub window: Window,
     /// The window's name, e.g. `rate_1d`: one of those the plan has.
     pub name: Arc<str>,
+    /// Whose requests it counts.
+    pub whose: Whose,
     /// How long until a request may pass (rounded up to whole seconds in `Retry-After`).
     pub retry_after: Duration,
     /// The window's size, in requests or what the budget counts.
@@ -138,6 +140,36 @@ pub enum Window {
     InFlight,
     /// Of what turns cost.
     Budget,
+}
+
+/// Who counts as one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Whose {
+    Key,
+    /// The key at the agent that the request names, or at none.
+    Agent,
+    /// All keys of the plan: the client may have asked for little itself.
+    Plan,
+}
+
+impl Whose {
+    /// `error.scope`, as the configuration has it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Key => "key",
+            Self::Agent => "agent",
+            Self::Plan => "plan",
+        }
+    }
+
+    /// What follows the window's name in a message.
+    fn text(self) -> &'static str {
+        match self {
+            Self::Key => "",
+            Self::Agent => " at one agent",
+            Self::Plan => " of the plan, whose keys count together",
+        }
+    }
 }
 
 /// What became of a run whose stream or answer was lost.
@@ -501,21 +533,20 @@ impl fmt::Display for Error {
                     "the API key may not set `{field}`, for Letta would call that address: leave it out, or use a key with the scope `admin`"
                 )
             }
-            Self::Limited(refusal) => match refusal.window {
-                Window::Rate => {
-                    let seconds = whole_seconds(refusal.retry_after);
-                    write!(f, "too many requests ({}): try again in {seconds} s", refusal.name)
+            Self::Limited(refusal) => {
+                let Refusal { window, name, whose, retry_after, limit, .. } = &**refusal;
+                let (whose, seconds) = (whose.text(), whole_seconds(*retry_after));
+                match window {
+                    Window::Rate => write!(f, "too many requests ({name}{whose}): try again in {seconds} s"),
+                    Window::Budget => {
+                        write!(f, "nothing is left of the budget ({name}{whose}): try again in {seconds} s")
+                    }
+                    Window::InFlight => write!(
+                        f,
+                        "too many requests at once ({name}{whose}): {limit} may be in flight; wait for one to end"
+                    ),
                 }
-                Window::Budget => {
-                    let seconds = whole_seconds(refusal.retry_after);
-                    write!(f, "nothing is left of the budget ({}): try again in {seconds} s", refusal.name)
-                }
-                Window::InFlight => write!(
-                    f,
-                    "too many requests at once ({}): {} may be in flight; wait for one to end",
-                    refusal.name, refusal.limit
-                ),
-            },
+            }
             Self::LimitsUnknown => f.write_str("the gateway cannot reach where it counts requests; try again later"),
             Self::NotKept => f.write_str("no kept answer will do, and the request asks for no other (only-if-cached)"),
             Self::NoUpstream => f.write_str("no Letta replica can take the request now"),

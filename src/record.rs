@@ -108,13 +108,16 @@ fn refuse(error: &Error, record: &Record) -> Response {
         /// The limit that refused.
         #[serde(skip_serializing_if = "Option::is_none")]
         window: Option<&'a str>,
+        /// Whose limit it is.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        scope: Option<&'static str>,
     }
     let text = error.to_string();
-    let window = match error {
-        Error::Limited(refusal) => Some(&*refusal.name),
-        _ => None,
+    let (window, scope) = match error {
+        Error::Limited(refusal) => (Some(&*refusal.name), Some(refusal.whose.as_str())),
+        _ => (None, None),
     };
-    let inner = Inner { r#type: error.reason(), message: &text, window };
+    let inner = Inner { r#type: error.reason(), message: &text, window, scope };
     let answer = Answer { detail: &text, error: inner, message: &text };
     let json = serde_json::to_vec(&answer).unwrap_or_default();
     let mut response = http::Response::new(Body::whole(Bytes::from(json)));

@@ -5,7 +5,8 @@
 //! systems, single files mounted into a container) a look every few seconds finds the change.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,8 +163,19 @@ fn is_change(event: &notify::Result<Event>) -> bool {
     }
 }
 
+/// Piece by piece: a file of keys may be large, and it is looked at every few seconds.
 fn content(file: &Path) -> Option<[u8; 32]> {
-    std::fs::read(file).ok().map(|bytes| Sha256::digest(bytes).into())
+    let mut file = File::open(file).ok()?;
+    let mut digest = Sha256::new();
+    let mut piece = vec![0; 64 << 10];
+    loop {
+        match file.read(&mut piece) {
+            Ok(0) => return Some(digest.finalize().into()),
+            Ok(length) => digest.update(piece.get(..length)?),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => return None,
+        }
+    }
 }
 
 #[cfg(test)]

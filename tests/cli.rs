@@ -215,7 +215,9 @@ fn a_new_key_with_all_it_may_have_can_be_pasted() {
     assert_eq!(keys[0]["allowed_ips"], serde_json::json!(["10.0.0.0/8", "::1/128"]));
     assert_eq!(keys[0]["letta_user"], user);
     let (_, out, _) = run(&["keys", "list", "--config", file.path()]);
-    assert_eq!(out, "null\tactive\tstandard\tread,message\tagent-1,agent-2f*\n");
+    let table =
+        "ID    STATE   PLAN      SCOPES        AGENTS\nnull  active  standard  read,message  agent-1,agent-2f*\n";
+    assert_eq!(out, table);
 }
 
 #[test]
@@ -223,7 +225,7 @@ fn no_key_is_shown_that_the_configuration_would_refuse() {
     for (option, value, word) in [
         ("--letta-user", "bob", "letta_user"),
         ("--expires-at", "tomorrow", "expires_at"),
-        ("--agents", "a*b", "agents"),
+        ("--agents", "b*a", "agents"),
         ("--allowed-ips", "10.0.0.0/99", "allowed_ips"),
     ] {
         let (code, out, told) = run(&["keys", "create", option, value]);

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
-use letta_gateway::error::{Cause, Error, Fate, Refusal, Window};
+use letta_gateway::error::{Cause, Error, Fate, Refusal, Whose, Window};
 
 fn read(path: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -39,6 +39,7 @@ fn errors() -> Vec<Error> {
         let second = Duration::from_secs(1);
         let (name, policy) = ("rate_1s".into(), http::HeaderValue::from_static(""));
         Error::Limited(Box::new(Refusal {
+            whose: Whose::Key,
             window,
             name,
             retry_after: second,

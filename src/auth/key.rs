@@ -22,7 +22,7 @@ pub struct Settings {
     pub plan: String,
     /// What it may do.
     pub scopes: Vec<Scope>,
-    /// Which agents it reaches: ids, beginnings of ids with a `*`, or `*` alone.
+    /// Which agents it reaches: ids, patterns of ids with `*` and `?`, or `*` alone.
     pub agents: Vec<String>,
     /// The Letta user it acts as; None: Letta's default user.
     pub letta_user: Option<String>,

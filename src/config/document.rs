@@ -1,9 +1,8 @@
-//! The YAML text as a tree in which every node knows its place and its path.
+//! The YAML text as a tree in which every node knows its place.
 //!
 //! Syntax, anchors, merge keys and repeated keys are `serde-saphyr`'s business. The environment is put in here, in
 //! quoted scalars as in plain ones, and what it expands to is always one scalar, never YAML.
 
-use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -12,12 +11,18 @@ use serde_saphyr::Spanned;
 use super::expand::{Environment, expand};
 use super::problem::{Place, Problem};
 
+/// A text that was read.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// Where `root` stands, for messages; empty for a whole configuration.
+    pub(super) path: &'static str,
+    pub(super) root: Node,
+}
+
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) value: Value,
     pub(super) place: Place,
-    /// For messages, e.g. `upstreams.letta.servers[0].url`; the root's is empty.
-    pub(super) path: String,
 }
 
 #[derive(Debug)]
@@ -45,18 +50,44 @@ pub(super) struct Entry {
     pub(super) node: Node,
 }
 
+/// The way to a node. It is written out for a message only, e.g. `upstreams.letta.servers[0].url`: a file may have a
+/// million nodes.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Trail<'a> {
+    Root(&'a str),
+    Entry(&'a Self, &'a str),
+    Item(&'a Self, usize),
+}
+
+impl Trail<'_> {
+    pub(super) fn is_empty(&self) -> bool {
+        matches!(self, Self::Root(""))
+    }
+}
+
+impl fmt::Display for Trail<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Root(path) => f.write_str(path),
+            Self::Entry(above, key) if above.is_empty() => f.write_str(key),
+            Self::Entry(above, key) => write!(f, "{above}.{key}"),
+            Self::Item(above, index) => write!(f, "{above}[{index}]"),
+        }
+    }
+}
+
 /// Reads `text` into a tree; an error of syntax is the only problem then.
-pub(super) fn parse(text: &str, file: &str, env: Environment<'_>) -> Result<(Node, Vec<Problem>), Problem> {
+pub(super) fn parse(text: &str, file: &str, env: Environment<'_>) -> Result<(Document, Vec<Problem>), Problem> {
     parse_below("", text, file, env)
 }
 
 /// The same for a text that is what stands at `path`.
 pub(super) fn parse_below(
-    path: &str,
+    path: &'static str,
     text: &str,
     file: &str,
     env: Environment<'_>,
-) -> Result<(Node, Vec<Problem>), Problem> {
+) -> Result<(Document, Vec<Problem>), Problem> {
     // a text that repeats nothing has no more nodes than characters, however many keys it holds; what aliases make of a
     // short one stays bounded
     let budget = serde_saphyr::budget! {
@@ -70,8 +101,8 @@ pub(super) fn parse_below(
         serde_saphyr::from_str_with_options(text, options).map_err(|error| syntax(&error, file))?;
     let mut problems = Vec::new();
     let mut build = Build { file, env, problems: &mut problems };
-    let root = build.node(bare, path.to_owned());
-    Ok((root, problems))
+    let root = build.node(bare, &Trail::Root(path));
+    Ok((Document { path, root }, problems))
 }
 
 fn syntax(error: &serde_saphyr::Error, file: &str) -> Problem {
@@ -95,58 +126,110 @@ fn place(location: serde_saphyr::Location) -> Place {
     Place { line: location.line(), column: location.column() }
 }
 
-impl Node {
-    /// Where each path stands; a key's own place, not its value's.
-    pub(super) fn places(&self) -> HashMap<String, Place> {
-        let mut places = HashMap::from([(self.path.clone(), self.place)]);
-        self.collect(&mut places);
-        places
-    }
-
-    fn collect(&self, places: &mut HashMap<String, Place>) {
-        match &self.value {
-            Value::List(nodes) => {
-                for node in nodes {
-                    places.insert(node.path.clone(), node.place);
-                    node.collect(places);
-                }
-            }
-            Value::Map(entries) => {
-                for entry in entries {
-                    places.insert(entry.node.path.clone(), entry.place);
-                    entry.node.collect(places);
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Takes the node at `path` out of consideration.
-    pub(super) fn break_at(&mut self, path: &str) {
-        if self.path == path {
-            self.value = Value::Broken;
-            return;
-        }
-        match &mut self.value {
-            Value::List(nodes) => nodes.iter_mut().for_each(|node| node.break_at(path)),
-            Value::Map(entries) => entries.iter_mut().for_each(|entry| entry.node.break_at(path)),
-            _ => {}
+impl Document {
+    /// Where `path` stands; a key's own place, not its value's.
+    pub(super) fn place(&self, path: &str) -> Option<Place> {
+        match path.strip_prefix(self.path)? {
+            "" => Some(self.root.place),
+            rest => self.root.place_below(rest),
         }
     }
 
     /// The paths of what was told to be wrong.
     pub(super) fn broken(&self) -> Vec<String> {
+        let mut paths = Vec::new();
+        self.root.collect_broken(&Trail::Root(self.path), &mut paths);
+        paths
+    }
+
+    /// Every path there is.
+    #[cfg(test)]
+    pub(super) fn paths(&self) -> Vec<String> {
+        fn collect(node: &Node, trail: &Trail<'_>, paths: &mut Vec<String>) {
+            paths.push(trail.to_string());
+            node.each_below(trail, &mut |node, trail| collect(node, trail, paths));
+        }
+        let mut paths = Vec::new();
+        collect(&self.root, &Trail::Root(self.path), &mut paths);
+        paths
+    }
+}
+
+impl Node {
+    fn place_below(&self, path: &str) -> Option<Place> {
         match &self.value {
-            Value::Broken => vec![self.path.clone()],
-            Value::List(nodes) => nodes.iter().flat_map(Self::broken).collect(),
-            Value::Map(entries) => entries.iter().flat_map(|entry| entry.node.broken()).collect(),
-            _ => Vec::new(),
+            Value::List(nodes) => {
+                let (index, rest) = item(path)?;
+                let node = nodes.get(index)?;
+                if rest.is_empty() { Some(node.place) } else { node.place_below(rest) }
+            }
+            Value::Map(entries) => entries.iter().find_map(|entry| match entry.rest_of(path)? {
+                "" => Some(entry.place),
+                rest => entry.node.place_below(rest),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Takes what stands at `path` below it out of consideration; itself, if that is empty.
+    pub(super) fn break_at(&mut self, path: &str) {
+        let node = if path.is_empty() { Some(self) } else { self.below(path) };
+        if let Some(node) = node {
+            node.value = Value::Broken;
+        }
+    }
+
+    fn below(&mut self, path: &str) -> Option<&mut Self> {
+        match &mut self.value {
+            Value::List(nodes) => {
+                let (index, rest) = item(path)?;
+                let node = nodes.get_mut(index)?;
+                if rest.is_empty() { Some(node) } else { node.below(rest) }
+            }
+            Value::Map(entries) => entries.iter_mut().find_map(|entry| match entry.rest_of(path)? {
+                "" => Some(&mut entry.node),
+                rest => entry.node.below(rest),
+            }),
+            _ => None,
+        }
+    }
+
+    fn collect_broken(&self, trail: &Trail<'_>, paths: &mut Vec<String>) {
+        if self.is_broken() {
+            paths.push(trail.to_string());
+        }
+        self.each_below(trail, &mut |node, trail| node.collect_broken(trail, paths));
+    }
+
+    fn each_below(&self, trail: &Trail<'_>, each: &mut impl FnMut(&Self, &Trail<'_>)) {
+        match &self.value {
+            Value::List(nodes) => {
+                nodes.iter().enumerate().for_each(|(index, node)| each(node, &Trail::Item(trail, index)));
+            }
+            Value::Map(entries) => {
+                entries.iter().for_each(|entry| each(&entry.node, &Trail::Entry(trail, &entry.key)));
+            }
+            _ => {}
         }
     }
 
     pub(super) fn is_broken(&self) -> bool {
         matches!(self.value, Value::Broken)
     }
+}
+
+impl Entry {
+    /// What follows this entry's key in `path`, if it begins with that.
+    fn rest_of<'p>(&self, path: &'p str) -> Option<&'p str> {
+        let rest = path.strip_prefix('.').unwrap_or(path).strip_prefix(&*self.key)?;
+        (rest.is_empty() || rest.starts_with(['.', '['])).then_some(rest)
+    }
+}
+
+/// The number in front of `path`, and what follows it.
+fn item(path: &str) -> Option<(usize, &str)> {
+    let (index, rest) = path.strip_prefix('[')?.split_once(']')?;
+    Some((index.parse().ok()?, rest))
 }
 
 struct Build<'a> {
@@ -156,7 +239,7 @@ struct Build<'a> {
 }
 
 impl Build<'_> {
-    fn node(&mut self, bare: Spanned<Bare>, path: String) -> Node {
+    fn node(&mut self, bare: Spanned<Bare>, trail: &Trail<'_>) -> Node {
         let place = place(bare.defined);
         let value = match bare.value {
             Bare::Null => Value::Null,
@@ -168,7 +251,7 @@ impl Build<'_> {
                 Ok(None) => Value::Text { text, expanded: false },
                 Ok(Some(text)) => Value::Text { text, expanded: true },
                 Err(text) => {
-                    let text = format!("{path}: {text}");
+                    let text = format!("{trail}: {text}");
                     self.problems.push(Problem { file: self.file.to_owned(), place: Some(place), text });
                     Value::Broken
                 }
@@ -177,19 +260,19 @@ impl Build<'_> {
                 items
                     .into_iter()
                     .enumerate()
-                    .map(|(index, item)| self.node(item, format!("{path}[{index}]")))
+                    .map(|(index, item)| self.node(item, &Trail::Item(trail, index)))
                     .collect(),
             ),
             Bare::Map(entries) => {
-                Value::Map(entries.into_iter().map(|(key, value)| self.entry(&path, key, value)).collect())
+                Value::Map(entries.into_iter().map(|(key, value)| self.entry(trail, key, value)).collect())
             }
         };
-        Node { value, place, path }
+        Node { value, place }
     }
 
-    fn entry(&mut self, path: &str, key: Spanned<String>, value: Spanned<Bare>) -> Entry {
-        let below = if path.is_empty() { key.value.clone() } else { format!("{path}.{}", key.value) };
-        Entry { node: self.node(value, below), place: place(key.defined), key: key.value }
+    fn entry(&mut self, trail: &Trail<'_>, key: Spanned<String>, value: Spanned<Bare>) -> Entry {
+        let node = self.node(value, &Trail::Entry(trail, &key.value));
+        Entry { node, place: place(key.defined), key: key.value }
     }
 }
 

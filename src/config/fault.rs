@@ -6,7 +6,7 @@ use std::fmt;
 
 use serde::de::{self, Expected, Unexpected};
 
-use super::document::{Node, Value};
+use super::document::{Node, Trail, Value};
 use super::problem::{Place, hint};
 
 /// Why a node is not what it should be.
@@ -24,9 +24,9 @@ impl Fault {
         Self { at: None, text, of_value: false }
     }
 
-    pub(super) fn on(mut self, node: &Node) -> Self {
+    pub(super) fn on(mut self, node: &Node, trail: &Trail<'_>) -> Self {
         if self.at.is_none() {
-            self.at = Some((node.place, node.path.clone()));
+            self.at = Some((node.place, trail.to_string()));
             if self.of_value {
                 self.text = format!("{} {}", shown(&node.value), self.text);
             }

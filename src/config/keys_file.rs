@@ -20,17 +20,16 @@ pub(super) fn read(path: &Path, env: Environment<'_>) -> Result<KeysFile, String
     let text = String::from_utf8(text).map_err(|_| unreadable("it is not UTF-8 text"))?;
     let file = path.display().to_string();
     // its paths are those of the list it goes on with
-    let (mut root, mut problems) = match document::parse_below("keys", &text, &file, env) {
+    let (mut document, mut problems) = match document::parse_below("keys", &text, &file, env) {
         Ok(read) => read,
         Err(problem) => {
-            return Ok(KeysFile { keys: None, known: Known { problems: vec![problem], ..Known::of(file) } });
+            return Ok(KeysFile { keys: None, known: Known::unread(file, problem) });
         }
     };
-    let places = root.places();
-    let read = read::read::<Vec<raw::Key>>(&mut root, &file);
+    let read = read::read_list::<raw::Key>(&mut document, &file);
     problems.extend(read.unknown_keys);
     problems.extend(read.misfits);
-    let broken = root.broken();
+    let broken = document.broken();
     let keys = read.value.filter(|_| !broken.iter().any(|path| super::hides_others(path)));
-    Ok(KeysFile { keys, known: Known { file, places, broken, meant: read.meant, problems } })
+    Ok(KeysFile { keys, known: Known::new(file, document, broken, read.meant, problems) })
 }

@@ -78,15 +78,15 @@ fn read_text(path: &Path) -> Result<String, Problems> {
 /// Reads `text` as the file at `path`, which other files are relative to.
 pub fn parse(text: &str, path: &Path, env: Environment<'_>) -> Result<Settings, Problems> {
     let file = path.display().to_string();
-    let (mut root, mut problems) = document::parse(text, &file, env).map_err(|problem| Problems::new(vec![problem]))?;
-    let places = root.places();
-    let read = read::read(&mut root, &file);
+    let (mut document, mut problems) =
+        document::parse(text, &file, env).map_err(|problem| Problems::new(vec![problem]))?;
+    let read = read::read(&mut document, &file);
     problems.extend(read.unknown_keys);
     problems.extend(read.misfits);
-    let broken = root.broken();
+    let broken = document.broken();
     match read.value {
         Some(raw) if !broken.iter().any(|path| hides_others(path)) => {
-            let known = settings::Known { file, places, broken, meant: read.meant, problems };
+            let known = settings::Known::new(file, document, broken, read.meant, problems);
             settings::check(raw, path, env, known)
         }
         _ => Err(Problems::new(problems)),
@@ -105,7 +105,7 @@ fn hides_others(path: &str) -> bool {
 pub fn admin_address(path: &Path) -> Result<Option<SocketAddr>, Problems> {
     let (text, file) = (read_text(path)?, path.display().to_string());
     let env = |name: &str| std::env::var(name).ok();
-    let (mut root, _) = document::parse(&text, &file, &env).map_err(|problem| Problems::new(vec![problem]))?;
-    let admin = read::read::<raw::Config>(&mut root, &file).value.unwrap_or_default().admin;
+    let (mut document, _) = document::parse(&text, &file, &env).map_err(|problem| Problems::new(vec![problem]))?;
+    let admin = read::read::<raw::Config>(&mut document, &file).value.unwrap_or_default().admin;
     Ok(admin.address.parse().ok())
 }

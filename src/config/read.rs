@@ -4,11 +4,12 @@
 //! again until it fits.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 
 use serde::de::value::StrDeserializer;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, IntoDeserializer, Unexpected, Visitor};
 
-use super::document::{Entry, Node, Value};
+use super::document::{Document, Entry, Node, Trail, Value};
 use super::fault::Fault;
 use super::problem::{Place, Problem, hint, nearest};
 
@@ -23,35 +24,71 @@ pub(super) struct Read<T> {
     pub(super) misfits: Vec<Problem>,
 }
 
-/// Reads `root` as a `T`; what is told to be wrong is broken in `root`.
-pub(super) fn read<T: DeserializeOwned>(root: &mut Node, file: &str) -> Read<T> {
-    let unknown = RefCell::new(Vec::new());
-    let mut misfits = Vec::new();
-    let value = loop {
-        match T::deserialize(Reader { node: root, unknown: &unknown }) {
-            Ok(value) => break Some(value),
-            Err(fault) => {
-                let fault = fault.on(root);
-                let Some((place, path)) = fault.at else { break None };
-                misfits.push(Problem { file: file.to_owned(), place: Some(place), text: under(&path, &fault.text) });
-                // each round breaks one more node, so this ends
-                root.break_at(&path);
-                if root.is_broken() {
-                    break None;
+/// Reads `document` as a `T`; what is told to be wrong is broken in it.
+pub(super) fn read<T: DeserializeOwned>(document: &mut Document, file: &str) -> Read<T> {
+    let mut reading = Reading::of(file);
+    let value = reading.node(&mut document.root, &Trail::Root(document.path));
+    reading.done(value)
+}
+
+/// The same for a list, each item by itself: a mistake in every one of many thousands is told in one go.
+pub(super) fn read_list<T: DeserializeOwned>(document: &mut Document, file: &str) -> Read<Vec<T>> {
+    let Value::List(nodes) = &mut document.root.value else { return read(document, file) };
+    let mut reading = Reading::of(file);
+    let trail = Trail::Root(document.path);
+    let nodes = nodes.iter_mut().enumerate().filter(|(_, node)| !node.is_broken());
+    let items = nodes.filter_map(|(index, node)| reading.node(node, &Trail::Item(&trail, index))).collect();
+    reading.done(Some(items))
+}
+
+struct Reading<'f> {
+    file: &'f str,
+    unknown_keys: Vec<Problem>,
+    meant: Vec<String>,
+    misfits: Vec<Problem>,
+}
+
+impl<'f> Reading<'f> {
+    fn of(file: &'f str) -> Self {
+        Self { file, unknown_keys: Vec::new(), meant: Vec::new(), misfits: Vec::new() }
+    }
+
+    fn node<T: DeserializeOwned>(&mut self, root: &mut Node, trail: &Trail<'_>) -> Option<T> {
+        let unknown = RefCell::new(Vec::new());
+        let value = loop {
+            match T::deserialize(Reader { node: root, trail, unknown: &unknown }) {
+                Ok(value) => break Some(value),
+                Err(fault) => {
+                    let fault = fault.on(root, trail);
+                    let Some((place, path)) = fault.at else { break None };
+                    self.misfits.push(self.problem(place, under(&path, &fault.text)));
+                    // each round breaks one more node, so this ends
+                    root.break_at(path.strip_prefix(&trail.to_string()).unwrap_or_default());
+                    if root.is_broken() {
+                        break None;
+                    }
                 }
             }
+        };
+        let mut told = BTreeSet::new();
+        for (place, text, path) in unknown.into_inner() {
+            // every round tells them anew
+            if told.insert(place) {
+                self.unknown_keys.push(self.problem(place, text));
+                self.meant.extend(path);
+            }
         }
-    };
-    let mut unknown_keys: Vec<Problem> = Vec::new();
-    let mut meant = Vec::new();
-    for (place, text, path) in unknown.into_inner() {
-        // every round tells them anew
-        if !unknown_keys.iter().any(|told| told.place == Some(place)) {
-            unknown_keys.push(Problem { file: file.to_owned(), place: Some(place), text });
-            meant.extend(path);
-        }
+        value
     }
-    Read { value, unknown_keys, meant, misfits }
+
+    fn problem(&self, place: Place, text: String) -> Problem {
+        Problem { file: self.file.to_owned(), place: Some(place), text }
+    }
+
+    fn done<T>(self, value: Option<T>) -> Read<T> {
+        let Self { file: _, unknown_keys, meant, misfits } = self;
+        Read { value, unknown_keys, meant, misfits }
+    }
 }
 
 fn under(path: &str, text: &str) -> String {
@@ -64,14 +101,11 @@ type UnknownKeys = RefCell<Vec<(Place, String, Option<String>)>>;
 #[derive(Clone, Copy)]
 struct Reader<'a> {
     node: &'a Node,
+    trail: &'a Trail<'a>,
     unknown: &'a UnknownKeys,
 }
 
 impl<'a> Reader<'a> {
-    fn child(self, node: &'a Node) -> Self {
-        Self { node, ..self }
-    }
-
     /// What an expanded `${…}` may stand for beside text.
     fn expanded<T: std::str::FromStr>(self) -> Option<T> {
         match &self.node.value {
@@ -89,12 +123,9 @@ impl<'a> Reader<'a> {
 
     fn fields<'de, V: Visitor<'de>>(self, entries: &'a [Entry], known: &[&str], visitor: V) -> Result<V::Value, Fault> {
         for entry in entries.iter().filter(|entry| !known.contains(&entry.key.as_str())) {
-            let below = if self.node.path.is_empty() { String::new() } else { format!(" under {}", self.node.path) };
+            let below = if self.trail.is_empty() { String::new() } else { format!(" under {}", self.trail) };
             let text = format!("unknown key \"{}\"{below}{}", entry.key, hint(&entry.key, known));
-            let meant = nearest(&entry.key, known).map(|name| match self.node.path.as_str() {
-                "" => name.to_owned(),
-                path => format!("{path}.{name}"),
-            });
+            let meant = nearest(&entry.key, known).map(|name| Trail::Entry(self.trail, name).to_string());
             self.unknown.borrow_mut().push((entry.place, text, meant));
         }
         let entries = entries
@@ -119,7 +150,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Value::Float(value) => visitor.visit_f64(*value),
             Value::Text { text, .. } => visitor.visit_str(text),
             Value::List(nodes) => {
-                let rest = nodes.iter().filter(|node| !node.is_broken());
+                let rest = nodes.iter().enumerate().filter(|(_, node)| !node.is_broken());
                 visitor.visit_seq(Items { reader: self, rest })
             }
             Value::Map(entries) => {
@@ -214,19 +245,21 @@ struct Items<'a, I> {
     rest: I,
 }
 
-impl<'de, 'a, I: Iterator<Item = &'a Node>> de::SeqAccess<'de> for Items<'a, I> {
+impl<'de, 'a, I: Iterator<Item = (usize, &'a Node)>> de::SeqAccess<'de> for Items<'a, I> {
     type Error = Fault;
 
     fn next_element_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Fault> {
-        let Some(node) = self.rest.next() else { return Ok(None) };
-        seed.deserialize(self.reader.child(node)).map(Some).map_err(|fault| fault.on(node))
+        let Some((index, node)) = self.rest.next() else { return Ok(None) };
+        let trail = Trail::Item(self.reader.trail, index);
+        let reader = Reader { node, trail: &trail, unknown: self.reader.unknown };
+        seed.deserialize(reader).map(Some).map_err(|fault| fault.on(node, &trail))
     }
 }
 
 struct Entries<'a, I> {
     reader: Reader<'a>,
     rest: I,
-    next: Option<&'a Node>,
+    next: Option<&'a Entry>,
 }
 
 impl<'de, 'a, I: Iterator<Item = &'a Entry>> de::MapAccess<'de> for Entries<'a, I> {
@@ -234,12 +267,16 @@ impl<'de, 'a, I: Iterator<Item = &'a Entry>> de::MapAccess<'de> for Entries<'a, 
 
     fn next_key_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<Option<S::Value>, Fault> {
         let Some(entry) = self.rest.next() else { return Ok(None) };
-        self.next = Some(&entry.node);
+        self.next = Some(entry);
         seed.deserialize(word(&entry.key)).map(Some)
     }
 
     fn next_value_seed<S: DeserializeSeed<'de>>(&mut self, seed: S) -> Result<S::Value, Fault> {
-        let Some(node) = self.next.take() else { return Err(de::Error::custom("a value without its key")) };
-        seed.deserialize(self.reader.child(node)).map_err(|fault| fault.on(node))
+        let Some(Entry { key, node, .. }) = self.next.take() else {
+            return Err(de::Error::custom("a value without its key"));
+        };
+        let trail = Trail::Entry(self.reader.trail, key);
+        let reader = Reader { node, trail: &trail, unknown: self.reader.unknown };
+        seed.deserialize(reader).map_err(|fault| fault.on(node, &trail))
     }
 }

@@ -78,8 +78,8 @@ mod tests {
 
     fn raw_of(text: &str) -> raw::Config {
         let env = |name: &str| (name == "LETTA_GATEWAY_KEY_HASH").then(|| format!("sha256:{:064}", 1));
-        let (mut root, problems) = document::parse(text, "gateway.yaml", &env).unwrap();
-        let read = read::read::<raw::Config>(&mut root, "gateway.yaml");
+        let (mut document, problems) = document::parse(text, "gateway.yaml", &env).unwrap();
+        let read = read::read::<raw::Config>(&mut document, "gateway.yaml");
         assert_eq!((problems, read.unknown_keys, read.misfits), (vec![], vec![], vec![]));
         read.value.unwrap()
     }
@@ -116,11 +116,11 @@ mod tests {
         options(&schema, &schema, "", &mut known);
         // a list of rates has the options of one
         known = known.into_iter().map(|path| path.replace(".rate[]", ".rate")).collect();
-        let (root, _) = document::parse(&whole(), "gateway.yaml", &|_| Some("1".to_owned())).unwrap();
+        let (document, _) = document::parse(&whole(), "gateway.yaml", &|_| Some("1".to_owned())).unwrap();
         // names of one's own, and places in lists, are all alike
-        for path in root
-            .places()
-            .into_keys()
+        for path in document
+            .paths()
+            .into_iter()
             .map(|path| path.replace("upstreams.letta", "upstreams.*").replace("plans.standard", "plans.*"))
         {
             let path = path.replace("[0]", "[]").replace("[1]", "[]");

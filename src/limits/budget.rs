@@ -107,7 +107,7 @@ fn period(per: Duration, now: Duration) -> u64 {
     u64::try_from(now.as_millis() / per.as_millis().max(1)).unwrap_or(u64::MAX)
 }
 
-fn until_next(per: Duration, now: Duration) -> Duration {
+pub(super) fn until_next(per: Duration, now: Duration) -> Duration {
     let per = per.as_millis().max(1);
     Duration::from_millis(u64::try_from(per - now.as_millis() % per).unwrap_or(u64::MAX))
 }

@@ -19,6 +19,7 @@ mod table;
 mod terms;
 #[cfg(test)]
 mod tests;
+pub mod usage;
 
 use std::time::Duration;
 

@@ -132,7 +132,7 @@ impl Limits {
         };
         let counted = counted.or_else(|why| allowance.not_counted(&account, why))?;
         let told = Told::new(terms, &counted);
-        allowance.metrics.admitted.inc();
+        allowance.metrics.admitted().inc();
         let Counted { place, spent, budgets, .. } = counted;
         for (budget, remaining) in terms.budgets.iter().zip(&budgets) {
             allowance.metrics.budget_remaining(&budget.name, remaining.left);
@@ -195,8 +195,8 @@ impl Allowance {
         let metrics = metrics.key(&key.id);
         let in_flight = known.map_or_else(
             || {
-                let gauge = metrics.in_flight.clone();
-                Counter::telling(move |change| gauge.add(change))
+                let metrics = Arc::clone(&metrics);
+                Counter::telling(move |change| metrics.in_flight().add(change))
             },
             |known| Arc::clone(&known.in_flight),
         );
@@ -256,7 +256,7 @@ fn account(
 }
 
 /// What an account is called in the shared store, by all gateways alike.
-fn spender(names: &[&str]) -> Spender {
+pub(super) fn spender(names: &[&str]) -> Spender {
     let mut hash = Sha256::new();
     for name in names {
         hash.update((name.len() as u64).to_be_bytes());

@@ -10,7 +10,7 @@ use super::budget::Remaining;
 use super::ceiling::Ceiling;
 use super::rate::{RateLimit, Spent};
 use super::{Budget, Measure, Mode, Plan, Rate, Scope};
-use crate::error::{Refusal, Window};
+use crate::error::{Refusal, Whose, Window};
 use crate::store::Pace;
 
 /// The name of the window of requests in flight.
@@ -96,6 +96,7 @@ impl Terms {
         Box::new(Refusal {
             window: Window::InFlight,
             name: Arc::clone(&self.in_flight_name),
+            whose: self.whose(),
             retry_after: IN_FLIGHT_WAIT,
             limit: self.in_flight.unwrap_or(u32::MAX).into(),
             remaining: 0,
@@ -114,14 +115,23 @@ impl Terms {
     /// Nothing of `budget` is left until `reset`.
     fn spent(&self, budget: &BudgetWindow, reset: Duration) -> Box<Refusal> {
         let (name, policy) = (Arc::clone(&budget.name), self.policy.clone());
-        let window = Window::Budget;
-        Box::new(Refusal { window, name, retry_after: reset, limit: budget.most, remaining: 0, reset, policy })
+        let (window, whose, limit) = (Window::Budget, self.whose(), budget.most);
+        Box::new(Refusal { window, name, whose, retry_after: reset, limit, remaining: 0, reset, policy })
     }
 
     pub(super) fn too_fast(&self, window: &RateWindow, spent: Spent) -> Box<Refusal> {
         let Spent { limit, retry_after, reset } = spent;
         let (name, policy) = (Arc::clone(&window.name), self.policy.clone());
-        Box::new(Refusal { window: Window::Rate, name, retry_after, limit: limit.into(), remaining: 0, reset, policy })
+        let (window, whose, limit) = (Window::Rate, self.whose(), limit.into());
+        Box::new(Refusal { window, name, whose, retry_after, limit, remaining: 0, reset, policy })
+    }
+
+    fn whose(&self) -> Whose {
+        match self.scope {
+            Scope::Key => Whose::Key,
+            Scope::Agent => Whose::Agent,
+            Scope::Plan => Whose::Plan,
+        }
     }
 }
 

@@ -86,6 +86,27 @@ pub enum Verdict {
     Spent,
 }
 
+/// Whose use of what is to be read.
+#[derive(Debug, Clone, Copy)]
+pub struct Account<'a> {
+    pub spender: Spender,
+    pub paces: &'a [Pace],
+    /// Name and period of each budget.
+    pub budgets: &'a [(Box<str>, Duration)],
+}
+
+/// What a spender has used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Used {
+    /// The store's clock: time since the Unix epoch.
+    pub now: Duration,
+    pub in_flight: u64,
+    /// To each budget, in the period that it is.
+    pub charged: Vec<u64>,
+    /// Of each pace: how long until nothing of it is spent any more.
+    pub ahead: Vec<Duration>,
+}
+
 pub use super::redis::limits::Lease;
 
 /// How long things last without a sign of life.

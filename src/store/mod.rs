@@ -24,7 +24,7 @@ use self::redis::Redis;
 pub use self::redis::limits::SharedLimits;
 pub use self::redis::turns::SharedTurns;
 pub use entry::Entry;
-pub use limits::{Ask, Charged, Known, Lease, Ledger, LimitTiming, Pace, Spender, Tally, Verdict};
+pub use limits::{Account, Ask, Charged, Known, Lease, Ledger, LimitTiming, Pace, Spender, Tally, Used, Verdict};
 pub use turns::{
     Abandoned, Appended, Claim, Cursor, Found, Index, LONGEST_NOTE, LanePlace, MOST_FOUND, Piece, Read, Timing, TurnId,
 };
@@ -250,6 +250,15 @@ impl Store {
         match &self.place {
             Place::Memory(_) => Ok(()),
             Place::Redis(redis) => redis.revoke(digests).await,
+        }
+    }
+
+    /// What each of `accounts` has used at all gateways together, in order; nothing is changed by it. In this process
+    /// it is the gateway's own to tell: nothing then.
+    pub async fn usage(&self, accounts: &[Account<'_>]) -> Result<Vec<Used>, StoreError> {
+        match &self.place {
+            Place::Memory(_) => Ok(Vec::new()),
+            Place::Redis(redis) => redis.usage(accounts).await,
         }
     }
 

@@ -25,6 +25,10 @@ use connection::Unanswered;
 pub use pool::Pool;
 use reply::Passed;
 
+/// So many requests at once to one replica are a crowd: what each of them waits for the others costs less than waking
+/// the replica for each does, which is a tenth of a request's time.
+const CROWD: u32 = 16;
+
 /// What the configuration says of talking to a replica.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -102,6 +106,10 @@ impl<'a> Handle<Placed<'a>> for Upstream {
     async fn handle(&self, placed: Placed<'a>, record: &mut Record) -> Result<Response, Error> {
         let Placed { attempt, endpoint, load } = placed;
         let Some(pool) = self.pools.get(endpoint.place) else { return Err(Error::NoUpstream) };
+        if endpoint.load.now() >= CROWD {
+            // those that came together go on together: the first one wakes the replica, and it is awake for the others
+            tokio::task::yield_now().await;
+        }
         let now = Instant::now();
         let (mut lease, sent) = match (!attempt.fresh).then(|| pool.parked(now)).flatten() {
             Some(lease) => (lease, now),

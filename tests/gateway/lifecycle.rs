@@ -121,6 +121,37 @@ async fn a_changed_file_of_keys_is_taken_over_by_itself_and_a_bad_one_changes_no
 }
 
 #[tokio::test]
+async fn of_thousands_of_keys_only_those_that_are_used_are_told_and_a_reload_keeps_what_they_have_spent() {
+    let a = Replica::start(|_| json("{}")).await;
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keys.yaml");
+    let write = |count: usize| {
+        let line = |key| format!("- {{ id: k{key}, hash: \"sha256:{}\", scopes: [read] }}\n", hash(&format!("k{key}")));
+        std::fs::write(&file, (0..count).map(line).collect::<String>()).unwrap();
+    };
+    write(3000);
+    let plan = "plans: { standard: { rate: { requests: 1, per: 1d, burst: 3 } } }";
+    let process = Process::start(&before(&a, &format!("keys_file: {}\n{plan}", file.display()))).await;
+    let told = async || {
+        let series = process.series().await;
+        let keys = series.iter().filter_map(|line| line.split_once("key=\"")?.1.split('"').next().map(str::to_owned));
+        keys.collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(told().await, [""; 0]);
+    for status in [200, 200, 200, 429] {
+        assert_eq!(with_key(&process, "k2999").await.status, status);
+    }
+    assert_eq!(told().await, ["k2999"]);
+    write(3001);
+    process.metric_is(RELOADED, 1.0).await;
+    assert_eq!(with_key(&process, "k2999").await.status, 429);
+    assert_eq!(with_key(&process, "k3000").await.status, 200);
+    assert_eq!(told().await, ["k2999", "k3000"]);
+    assert_eq!(process.metric("letta_gateway_key_requests_total{key=\"k2999\",status=\"4xx\"}").await, 2.0);
+    assert_eq!(a.count(), 4);
+}
+
+#[tokio::test]
 async fn a_reload_takes_keys_and_plans_over_and_leaves_a_stream_alone() {
     let (a, mut feeds) = streaming().await;
     let old = before(&a, "");

@@ -57,7 +57,7 @@ async fn a_refusal_says_when_to_come_back() {
     let told = refused.json();
     assert_eq!(told["error"]["type"], "policy_rate_limited");
     assert_eq!(told["detail"], format!("too many requests (rate_1m): try again in {seconds} s"));
-    assert_eq!(told["error"]["window"], "rate_1m");
+    assert_eq!((&told["error"]["window"], &told["error"]["scope"]), (&"rate_1m".into(), &"key".into()));
     assert_eq!(refused.header("ratelimit-policy"), Some("\"rate_1m\";q=2;w=60"));
     assert_eq!(refused.header("ratelimit"), Some(&*format!("\"rate_1m\";r=0;t={seconds}")));
     assert_eq!(a.count(), 2);
@@ -286,11 +286,18 @@ async fn keys_of_a_plan_that_counts_as_one_share_and_agents_may_count_apart() {
     let proxy = gateway(&[&a], &plan("scope: plan, rate: { requests: 1, per: 1h, burst: 2 }")).await;
     assert_eq!((proxy.get(&agent()).await.status, reader(&proxy).await.status), (200, 200));
     assert_eq!((proxy.get(&agent()).await.status, reader(&proxy).await.status), (429, 429));
+    // a client that has asked for little itself is told whose the limit is
+    let told = reader(&proxy).await.json();
+    let message = told["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("too many requests (rate_1h of the plan, whose keys count together): "), "{message}");
+    assert_eq!((&told["error"]["window"], &told["error"]["scope"]), (&"rate_1h".into(), &"plan".into()));
     let proxy = gateway(&[&a], &plan("scope: agent, rate: { requests: 1, per: 1h, burst: 1 }")).await;
     let other = format!("{}2", &agent()[..agent().len() - 1]);
-    for (path, status) in [(agent(), 200), (agent(), 429), (other.clone(), 200), (other, 429)] {
+    for (path, status) in [(agent(), 200), (agent(), 429), (other.clone(), 200), (other.clone(), 429)] {
         assert_eq!(proxy.get(&path).await.status, status, "{path}");
     }
+    let told = proxy.get(&other).await.json();
+    assert!(told["detail"].as_str().unwrap().starts_with("too many requests (rate_1h at one agent): "), "{told}");
     assert_eq!(a.count(), 4);
 }
 

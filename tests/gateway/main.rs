@@ -39,4 +39,5 @@ mod targets;
 mod telling;
 mod tls_h2;
 mod turns;
+mod usage;
 mod users;

@@ -54,8 +54,8 @@ fn letta(seen: &Seen) -> Reply {
 
 async fn limited(a: &Replica) -> Proxy {
     let servers = format!("    servers: [ {{ url: http://{} }} ]", a.address);
-    let front = OWN.split_at(20).0;
-    let keys = [(LIMITED, OWN.to_owned()), (WIDE, format!("{front}*"))].map(|(key, agents)| {
+    let (front, end) = (OWN.split_at(20).0.replacen("agent-0", "agent-?", 1), OWN.split_at(OWN.len() - 3).1);
+    let keys = [(LIMITED, OWN.to_owned()), (WIDE, format!("{front}*{end}"))].map(|(key, agents)| {
         let digest = hash(key);
         format!("  - {{ id: {key}, hash: \"sha256:{digest}\", scopes: [read, message, modify, admin], agents: [\"{agents}\"] }}\n")
     });

@@ -64,6 +64,7 @@ async fn gateways_on_one_redis_share_their_answers() {
     assert_eq!((&shared.body, shared.header("content-type")), (&kept.body, Some("application/json")));
     assert!(shared.header("age").is_some());
     assert_eq!((a.count(), b.count()), (asked, 0));
+    all_are_up(std::slice::from_ref(&one)).await;
     let (code, ready) = readiness(&one).await;
     assert_eq!((code, &ready["status"], &ready["store"]["state"]), (200, &"ready".into(), &"ok".into()));
 }

@@ -137,7 +137,7 @@ async fn a_store_that_lost_its_data_is_told_again() {
     server.kill();
     assert_eq!(ask(&proxy, KEY).await.json()["error"]["type"], "policy_key_revoked");
     server.restart();
-    let listed = async { while !keys(&text, &["list"]).await.1.contains("team-a\trevoked") {} };
+    let listed = async { while !keys(&text, &["list"]).await.1.contains("team-a  revoked") {} };
     tokio::time::timeout(PATIENCE, listed).await.expect("the store knows it again");
     assert_eq!(ask(&start(&text).await, KEY).await.json()["error"]["type"], "policy_key_revoked");
     assert_eq!(a.count(), seen);

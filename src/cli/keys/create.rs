@@ -23,7 +23,7 @@ pub(in crate::cli) struct Create {
     /// What it may do: read, message, modify, admin
     #[arg(long, value_delimiter = ',', default_value = "read,message", value_parser = scope())]
     scopes: Vec<String>,
-    /// Which agents it reaches: ids, or how ids begin and a * [default: all]
+    /// Which agents it reaches: ids, or patterns with * and ? [default: all]
     #[arg(long, value_delimiter = ',', value_name = "AGENTS")]
     agents: Vec<String>,
     /// The Letta user it acts as [default: Letta's default user]

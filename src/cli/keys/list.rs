@@ -1,15 +1,15 @@
 //! `keys list`: the configured keys, what each may do, and which are revoked.
 
 use std::collections::HashSet;
-use std::fmt::Write as _;
 use std::io::{self, Write as _};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::{ConfigFile, Failure, print};
-use super::{configured, shared, written};
+use super::table::table;
+use super::{configured, shared, state, written};
 use crate::auth::key::Settings;
 
 #[derive(Debug, Args)]
@@ -37,23 +37,12 @@ impl List {
         if json {
             return print(&format!("{:#}\n", Value::Array(keys.map(|key| described(key, &revoked)).collect())));
         }
-        let mut text = String::new();
-        for key in keys {
+        let rows = keys.map(|key| {
             let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
-            let (id, state, scopes, agents) = (&key.id, state(key, &revoked), scopes.join(","), key.agents.join(","));
-            let _ = writeln!(text, "{id}\t{state}\t{}\t{scopes}\t{agents}", key.plan);
-        }
-        print(&text)
-    }
-}
-
-/// One word for whether it opens anything.
-fn state(key: &Settings, revoked: &HashSet<[u8; 32]>) -> &'static str {
-    match () {
-        () if key.digests.iter().all(|digest| revoked.contains(digest)) => "revoked",
-        () if key.disabled => "disabled",
-        () if key.expires_at.is_some_and(|end| end <= SystemTime::now()) => "expired",
-        () => "active",
+            let (id, state, plan) = (key.id.clone(), state(key, &revoked).to_owned(), key.plan.clone());
+            [id, state, plan, scopes.join(","), key.agents.join(",")]
+        });
+        print(&table(["id", "state", "plan", "scopes", "agents"], rows.collect()))
     }
 }
 

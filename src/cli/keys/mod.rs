@@ -1,7 +1,9 @@
-//! `keys`: makes, changes, revokes, lists and hashes API keys. A key's text is shown once and stands in no file and no
+//! `keys`: makes, changes, revokes, lists and hashes API keys, and shows what they have used. A key's text is shown once and stands in no file and no
 //! argument; the configuration stays whose it is: these commands print what to put there.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use clap::Subcommand;
 
@@ -15,6 +17,8 @@ mod list;
 mod revoke;
 mod rotate;
 mod shared;
+mod table;
+mod usage;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Command {
@@ -29,6 +33,11 @@ pub(super) enum Command {
     Revoke(revoke::Revoke),
     /// Lists the configured keys and what each may do.
     List(list::List),
+    /// Shows how the limits of keys stand now at all gateways together: used, limit, remaining, and when it resets.
+    ///
+    /// Takes a shared store (store.redis), of which it reads only. Without one each gateway counts for itself: see its
+    /// /metrics.
+    Usage(usage::Usage),
     /// Prints the hash of a key that is read from standard input.
     ///
     /// A line end after the key does not count. Example: printf %s "$KEY" | letta-gateway keys hash
@@ -42,6 +51,7 @@ impl Command {
             Self::Rotate(rotate) => rotate.run(),
             Self::Revoke(revoke) => revoke.run(),
             Self::List(list) => list.run(),
+            Self::Usage(usage) => usage.run(),
             Self::Hash(hash) => hash.run(),
         }
     }
@@ -58,6 +68,16 @@ fn find<'s>(settings: &'s Settings, id: &str, path: &Path) -> Result<&'s key::Se
     let unknown =
         || Failure::Failed(format!("{}: there is no key \"{id}\"; keys list tells which there are", path.display()));
     settings.keys.iter().find(|key| key.id == id).ok_or_else(unknown)
+}
+
+/// One word for whether it opens anything.
+fn state(key: &key::Settings, revoked: &HashSet<[u8; 32]>) -> &'static str {
+    match () {
+        () if key.digests.iter().all(|digest| revoked.contains(digest)) => "revoked",
+        () if key.disabled => "disabled",
+        () if key.expires_at.is_some_and(|end| end <= SystemTime::now()) => "expired",
+        () => "active",
+    }
 }
 
 /// A digest as the configuration has it.

@@ -32,7 +32,13 @@ impl Revoke {
                 "the key \"{id}\" has no such hash; keys list --json tells which it has"
             )));
         }
-        let told = shared::with(&settings, async |store| store.revoke(&digests).await)?;
+        let told = shared::with(&settings, async |store| store.revoke(&digests).await);
+        let told = told.map_err(|why| {
+            Failure::Failed(format!(
+                "{why}, nothing was done; until it is back, write disabled: true in the key: the file is taken over while \
+                 gateways run"
+            ))
+        })?;
         if told.is_none() {
             let path = path.display();
             return Err(Failure::Failed(format!(

@@ -25,7 +25,8 @@ pub(in crate::config) struct Key {
     /// What it may do: read, message, modify, admin.
     #[schemars(required, length(min = 1))]
     pub scopes: Option<Vec<Scope>>,
-    /// Which agents it reaches: ids, the beginnings of ids and a *, or "*" for all.
+    /// Which agents it reaches: ids, patterns of ids in which * stands for any text and ? for any one character, or "*"
+    /// for all.
     #[schemars(length(min = 1))]
     pub agents: Vec<String>,
     /// The Letta user it acts as; left out: Letta's default user.

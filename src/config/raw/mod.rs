@@ -155,7 +155,7 @@ impl Default for Redis {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Cache {
-    /// Ids of the agents whose answers may be repeated, or "*" for all; empty: off.
+    /// The agents whose answers may be repeated: ids, patterns as in a key's agents, or "*" for all; empty: off.
     pub agents: Vec<String>,
     /// How long an answer may be repeated.
     pub ttl: DurationText,

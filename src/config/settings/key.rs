@@ -1,6 +1,6 @@
 //! One API key, wherever it stands: every option of it, and that no other key has its id or its hash.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::SystemTime;
 
 use super::Check;
@@ -10,20 +10,56 @@ use crate::auth::network::{Network, NotANetwork};
 use crate::config::problem::hint;
 use crate::config::raw;
 use crate::config::secret::Secret;
+use crate::letta::agents::can_be_an_agent;
 use crate::letta::routes::Scope;
 
-/// What is taken already, and where: the key in the words of a message, its file.
-#[derive(Default)]
+/// What is taken already, and by which key.
 pub(super) struct Seen {
-    ids: HashMap<String, (String, String)>,
-    digests: HashMap<[u8; 32], (String, String)>,
+    /// The configuration's own, in the words of a message.
+    file: String,
+    ids: HashMap<String, Whose>,
+    digests: HashMap<[u8; 32], Whose>,
+}
+
+/// A key by its place.
+#[derive(Clone, Copy)]
+pub(super) struct Whose {
+    pub(super) list: List,
+    pub(super) index: usize,
+}
+
+/// Where keys stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum List {
+    /// Under `keys`.
+    Configuration,
+    KeysFile,
+}
+
+impl Seen {
+    pub(super) fn new(file: String) -> Self {
+        Self { file, ids: HashMap::new(), digests: HashMap::new() }
+    }
+
+    /// The key `other` to whom reads the list of `whose`.
+    fn name(&self, other: Whose, whose: Whose) -> String {
+        let Whose { list, index } = other;
+        if list == whose.list { format!("keys[{index}]") } else { format!("keys[{index}] of {}", self.file) }
+    }
 }
 
 impl Check {
-    pub(super) fn key(&mut self, path: &str, key: raw::Key, plans: &[&str], seen: &mut Seen) -> Option<key::Settings> {
+    pub(super) fn key(
+        &mut self,
+        whose: Whose,
+        key: raw::Key,
+        plans: &BTreeMap<String, raw::Plan>,
+        seen: &mut Seen,
+    ) -> Option<key::Settings> {
+        let path = &*format!("keys[{}]", whose.index);
         let raw::Key { id, hash, hashes, plan, scopes, agents, letta_user, allowed_ips, expires_at, disabled } = key;
         let id = self.required(path, "id", id);
-        let digests = self.digests(path, hash, hashes, seen);
+        let digests = self.digests(path, hash, hashes, whose, seen);
         let scopes = self.required(path, "scopes", scopes);
         if scopes.as_ref().is_some_and(Vec::is_empty) {
             self.problem(
@@ -32,10 +68,11 @@ impl Check {
             );
         }
         if let Some(id) = &id {
-            self.key_id(&format!("{path}.id"), id, seen);
+            self.key_id(&format!("{path}.id"), id, whose, seen);
         }
-        if !plans.contains(&&*plan) {
-            self.problem(&format!("{path}.plan"), format_args!("there is no plan \"{plan}\"{}", hint(&plan, plans)));
+        if !plans.contains_key(&plan) {
+            let plans: Vec<&str> = plans.keys().map(String::as_str).collect();
+            self.problem(&format!("{path}.plan"), format_args!("there is no plan \"{plan}\"{}", hint(&plan, &plans)));
         }
         let agents = self.agents(&format!("{path}.agents"), agents);
         if let Some(user) = &letta_user
@@ -52,13 +89,12 @@ impl Check {
         Some(key::Settings { id, digests, plan, scopes, agents, letta_user, allowed_ips, expires_at, disabled })
     }
 
-    fn key_id(&mut self, path: &str, id: &str, seen: &mut Seen) {
+    fn key_id(&mut self, path: &str, id: &str, whose: Whose, seen: &mut Seen) {
         if !is_key_id(id) {
             self.problem(path, "must be 1 to 64 letters, digits, \"-\", \"_\" or \".\"");
         }
-        let place = self.key_place(path);
-        if let Some(other) = seen.ids.insert(id.to_owned(), place) {
-            let other = self.key_name(&other);
+        if let Some(other) = seen.ids.insert(id.to_owned(), whose) {
+            let other = seen.name(other, whose);
             self.problem(path, format_args!("\"{id}\" is the id of {other} too; each key has its own"));
         }
     }
@@ -69,6 +105,7 @@ impl Check {
         path: &str,
         hash: Option<Secret>,
         hashes: Option<Vec<Secret>>,
+        whose: Whose,
         seen: &mut Seen,
     ) -> Vec<[u8; 32]> {
         let hashes: Vec<(String, Secret)> = match (hash, hashes) {
@@ -92,31 +129,33 @@ impl Check {
         for (path, hash) in hashes {
             let Some(digest) = self.digest(&path, &hash) else { continue };
             digests.push(digest);
-            let place = self.key_place(&path);
-            if let Some(other) = seen.digests.insert(digest, place) {
-                let other = self.key_name(&other);
+            if let Some(other) = seen.digests.insert(digest, whose) {
+                let other = seen.name(other, whose);
                 self.problem(&path, format_args!("is the hash of {other} too; make another key with: {CREATE}"));
             }
         }
         digests
     }
 
-    /// Agents by their ids, or by how these begin.
+    /// Agents by their ids, or by patterns of these.
     fn agents(&mut self, path: &str, agents: Vec<String>) -> Vec<String> {
         if agents.is_empty() {
             self.problem(path, "is empty, so the key would reach no agent; write ids, or \"*\" for all");
         }
         for (index, agent) in agents.iter().enumerate() {
-            let path = format!("{path}[{index}]");
-            let (front, rest) = agent.split_once('*').map_or((&**agent, ""), |(front, rest)| (front, rest));
-            let is_id = front.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte));
-            if !is_id || !rest.is_empty() || agent.is_empty() {
-                self.problem(&path, "is no agent; write its id, how ids begin and a * (agent-0f6e*), or \"*\" for all");
-            } else if agent == raw::ALL_AGENTS && agents.len() > 1 {
-                self.problem(&path, "\"*\" stands for all agents; let it stand alone or leave it out");
-            } else if agent != raw::ALL_AGENTS && !agent.starts_with("agent-") {
-                self.problem(&path, "does not begin with agent- as Letta's agent ids do");
-            }
+            let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-_*?".contains(&byte);
+            let told = match () {
+                () if agent.is_empty() || !agent.bytes().all(is_known) => {
+                    "is no agent; write its id, a pattern with * and ? (agent-0f6e*), or \"*\" for all"
+                }
+                () if agent.contains("**") => "two * in a row are no more than one; write one",
+                () if agent == raw::ALL_AGENTS && agents.len() > 1 => {
+                    "\"*\" stands for all agents; let it stand alone or leave it out"
+                }
+                () if !can_be_an_agent(agent) => "does not begin with agent- as Letta's agent ids do",
+                () => continue,
+            };
+            self.problem(&format!("{path}[{index}]"), told);
         }
         agents
     }
@@ -134,16 +173,6 @@ impl Check {
             }
         }
         read
-    }
-
-    /// The key at or around `path`, and its file.
-    fn key_place(&self, path: &str) -> (String, String) {
-        let key = path.split_once(']').map_or_else(|| path.to_owned(), |(key, _)| format!("{key}]"));
-        (key, self.known.file.clone())
-    }
-
-    fn key_name(&self, (key, file): &(String, String)) -> String {
-        if *file == self.known.file { key.clone() } else { format!("{key} of {file}") }
     }
 }
 

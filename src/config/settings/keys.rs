@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::Check;
-use super::key::Seen;
+use super::key::{List, Seen, Whose};
 use crate::auth::key;
 use crate::config::keys_file::KeysFile;
 use crate::config::raw;
@@ -22,14 +22,13 @@ impl Check {
         if keys.is_empty() && file.as_ref().is_none_or(|file| file.keys.as_ref().is_some_and(Vec::is_empty)) {
             self.problem("keys", format_args!("there is none, so nobody could ask anything; make one with: {CREATE}"));
         }
-        let known_plans: Vec<&str> = plans.keys().map(String::as_str).collect();
-        let mut seen = Seen::default();
-        let mut settings = self.key_list(keys, &known_plans, &mut seen);
+        let mut seen = Seen::new(self.known.file.clone());
+        let mut settings = self.key_list(List::Configuration, keys, plans, &mut seen);
         if let Some(KeysFile { keys, known }) = file {
             // told with the file's own places; what it names is relative to it
             let folder = Path::new(&known.file).parent().unwrap_or(Path::new("")).to_owned();
             let main = (std::mem::replace(&mut self.known, known), std::mem::replace(&mut self.folder, folder));
-            settings.extend(self.key_list(keys.unwrap_or_default(), &known_plans, &mut seen));
+            settings.extend(self.key_list(List::KeysFile, keys.unwrap_or_default(), plans, &mut seen));
             self.folder = main.1;
             let told = std::mem::replace(&mut self.known, main.0);
             self.known.problems.extend(told.problems);
@@ -37,9 +36,15 @@ impl Check {
         settings
     }
 
-    fn key_list(&mut self, keys: Vec<raw::Key>, plans: &[&str], seen: &mut Seen) -> Vec<key::Settings> {
+    fn key_list(
+        &mut self,
+        list: List,
+        keys: Vec<raw::Key>,
+        plans: &BTreeMap<String, raw::Plan>,
+        seen: &mut Seen,
+    ) -> Vec<key::Settings> {
         let keys = keys.into_iter().enumerate();
-        keys.filter_map(|(index, key)| self.key(&format!("keys[{index}]"), key, plans, seen)).collect()
+        keys.filter_map(|(index, key)| self.key(Whose { list, index }, key, plans, seen)).collect()
     }
 
     pub(super) fn digest(&mut self, path: &str, hash: &Secret) -> Option<[u8; 32]> {

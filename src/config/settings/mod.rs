@@ -3,20 +3,22 @@
 //! Each raw struct is taken apart whole, so an option that nobody reads does not build. Checks go on after a problem;
 //! a value that was told to be wrong is replaced by any right one, for nothing is taken over then.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read;
-use std::ops::RangeInclusive;
+use std::ops::{Bound, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::document::Document;
 use super::expand::Environment;
 use super::keys_file;
 use super::problem::{Place, Problem, Problems, hint};
 use super::secret::Secret;
 use super::units::{ByteSize, DurationText};
 use super::{Settings, raw};
+use crate::letta::agents::can_be_an_agent;
 use crate::{cache, cors, store, telemetry};
 
 mod key;
@@ -36,20 +38,46 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What is known of the file already.
 pub(super) struct Known {
-    pub(super) file: String,
-    /// Where each path stands.
-    pub(super) places: HashMap<String, Place>,
+    file: String,
+    /// Where things stand; None: it could not be read.
+    document: Option<Document>,
     /// The paths of what was told to be wrong, and counts as left out.
-    pub(super) broken: Vec<String>,
+    broken: BTreeSet<String>,
     /// The paths that keys told to be unknown were probably meant for.
-    pub(super) meant: Vec<String>,
-    pub(super) problems: Vec<Problem>,
+    meant: HashSet<String>,
+    problems: Vec<Problem>,
 }
 
 impl Known {
-    /// Nothing yet.
-    pub(super) fn of(file: String) -> Self {
-        Self { file, places: HashMap::new(), broken: Vec::new(), meant: Vec::new(), problems: Vec::new() }
+    pub(super) fn new(
+        file: String,
+        document: Document,
+        broken: Vec<String>,
+        meant: Vec<String>,
+        problems: Vec<Problem>,
+    ) -> Self {
+        let (broken, meant) = (broken.into_iter().collect(), meant.into_iter().collect());
+        Self { file, document: Some(document), broken, meant, problems }
+    }
+
+    /// Of a file that is no YAML.
+    pub(super) fn unread(file: String, problem: Problem) -> Self {
+        Self { file, document: None, broken: BTreeSet::new(), meant: HashSet::new(), problems: vec![problem] }
+    }
+
+    fn place(&self, path: &str) -> Option<Place> {
+        self.document.as_ref()?.place(path)
+    }
+
+    /// Whether `path`, what it stands in or something in it was told to be wrong.
+    fn is_broken(&self, path: &str) -> bool {
+        let within = self
+            .broken
+            .range::<str, _>((Bound::Included(path), Bound::Unbounded))
+            .next()
+            .is_some_and(|broken| broken.starts_with(path));
+        let mut around = path.char_indices().filter(|(_, c)| matches!(c, '.' | '[')).map(|(end, _)| end);
+        within || around.any(|end| path.get(..end).is_some_and(|around| self.broken.contains(around)))
     }
 }
 
@@ -144,7 +172,7 @@ impl Check {
             let path = format!("cache.agents[{index}]");
             if agent.is_empty() || agent.chars().any(|c| c.is_whitespace() || c.is_control() || c == '/') {
                 self.problem(&path, "is no agent id; write agent-… or \"*\" for all");
-            } else if agent != "*" && !agent.starts_with("agent-") {
+            } else if !can_be_an_agent(agent) {
                 self.warn(&path, "does not start with \"agent-\" as Letta's agent ids do; no agent may ever match it");
             }
         }
@@ -199,10 +227,7 @@ impl Check {
 
     fn problem(&mut self, path: &str, text: impl fmt::Display) {
         // what is wrong because of something that was told is not told again
-        if self.known.meant.iter().any(|meant| meant == path) && !self.known.places.contains_key(path) {
-            return;
-        }
-        if self.known.broken.iter().any(|broken| broken.starts_with(path) || path.starts_with(broken.as_str())) {
+        if self.known.meant.contains(path) && self.known.place(path).is_none() || self.known.is_broken(path) {
             return;
         }
         let problem = self.told(path, text);
@@ -216,13 +241,14 @@ impl Check {
 
     /// At `path`, or where it would stand.
     fn told(&self, path: &str, text: impl fmt::Display) -> Problem {
-        let Known { file, places, .. } = &self.known;
         let mut nearest = path;
-        while !nearest.is_empty() && !places.contains_key(nearest) {
+        let mut place = self.known.place(nearest);
+        while !nearest.is_empty() && place.is_none() {
             nearest = nearest.rfind(['.', '[']).and_then(|end| nearest.get(..end)).unwrap_or_default();
+            place = self.known.place(nearest);
         }
-        let place = if nearest.is_empty() { None } else { places.get(nearest).copied() };
-        Problem { file: file.clone(), place, text: format!("{path}: {text}") }
+        let place = place.filter(|_| !nearest.is_empty());
+        Problem { file: self.known.file.clone(), place, text: format!("{path}: {text}") }
     }
 
     fn required<T>(&mut self, path: &str, field: &str, value: Option<T>) -> Option<T> {

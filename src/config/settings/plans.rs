@@ -75,7 +75,7 @@ impl Check {
     }
 
     fn rates(&mut self, path: &str, raw::Rates(rates): raw::Rates) -> Vec<limits::Rate> {
-        let is_list = self.known.places.contains_key(&format!("{path}[0]"));
+        let is_list = self.known.place(&format!("{path}[0]")).is_some();
         if rates.len() > MOST_RATES {
             self.problem(path, format_args!("has {} rates; {MOST_RATES} are the most a plan may have", rates.len()));
         }

@@ -8,11 +8,11 @@ fn with_key_options(options: &str) -> String {
 #[test]
 fn a_key_may_have_its_agents_its_user_its_networks_and_its_end() {
     let text = with_key_options(
-        "agents: [agent-1, agent-2f*], letta_user: user-00000000-0000-4000-8000-000000000000, \
+        "agents: [agent-1, agent-2f*, \"*-7b?1\"], letta_user: user-00000000-0000-4000-8000-000000000000, \
          allowed_ips: [10.0.0.0/8, \"::1\"], expires_at: 2126-01-31T00:00:00Z, disabled: true",
     );
     let key = &read(&text).unwrap().keys[0];
-    assert_eq!(key.agents, ["agent-1", "agent-2f*"]);
+    assert_eq!(key.agents, ["agent-1", "agent-2f*", "*-7b?1"]);
     assert_eq!(key.letta_user.as_deref(), Some("user-00000000-0000-4000-8000-000000000000"));
     let networks: Vec<_> = key.allowed_ips.iter().map(ToString::to_string).collect();
     assert_eq!(networks, ["10.0.0.0/8", "::1/128"]);
@@ -30,9 +30,11 @@ fn every_mistake_in_a_key_is_told() {
             "keys[0].agents[0]: \"*\" stands for all agents; let it stand alone or leave it out",
         ),
         (
-            "agents: [\"agent-*-1\"]",
-            "keys[0].agents[0]: is no agent; write its id, how ids begin and a * (agent-0f6e*), or \"*\" for all",
+            "agents: [\"agent-[0-9]\"]",
+            "keys[0].agents[0]: is no agent; write its id, a pattern with * and ? (agent-0f6e*), or \"*\" for all",
         ),
+        ("agents: [agent-1, \"agent-**1\"]", "keys[0].agents[1]: two * in a row are no more than one; write one"),
+        ("agents: [\"mine*\"]", "keys[0].agents[0]: does not begin with agent- as Letta's agent ids do"),
         ("agents: [mine]", "keys[0].agents[0]: does not begin with agent- as Letta's agent ids do"),
         ("letta_user: bob", "keys[0].letta_user: is no id of a Letta user; write user- and its UUID"),
         ("allowed_ips: [10.1.0.0/8]", "keys[0].allowed_ips[0]: has bits behind its prefix; write 10.0.0.0/8"),
@@ -120,6 +122,16 @@ fn a_problem_of_the_keys_file_is_told_with_that_files_name_and_place() {
     );
     let missing = told_with(&format!("{LEAST}keys_file: nowhere.yaml\n"), &no_env);
     assert!(missing.starts_with("gateway.yaml:5:1: keys_file: the file nowhere.yaml cannot be read"), "{missing}");
+}
+
+/// Reading it anew for every mistake would take hours.
+#[test]
+fn a_mistake_in_each_of_many_thousands_of_keys_is_told_in_one_go() {
+    let line = |key: u32| format!("- {{ id: k{key}, hash: sha256:{key:064}, scopes: [raed], agnets: [] }}\n");
+    let told = with_keys_file(&(2..10_002).map(line).collect::<String>()).err().unwrap();
+    assert_eq!(told.lines().count(), 20_000);
+    let last = "keys.yaml:10000:105: keys[9999].scopes[0]: \"raed\" is not known; did you mean \"read\"?";
+    assert!(told.lines().any(|line| line == last), "{:?}", told.lines().last());
 }
 
 #[test]

@@ -109,7 +109,7 @@ fn exactly_the_burst_is_admitted_however_many_ask_at_once() {
         }
     });
     assert_eq!(admitted.into_inner(), 100);
-    assert_eq!(metrics.key("a").admitted.get(), 100);
+    assert_eq!(metrics.key("a").admitted().get(), 100);
     assert_eq!(refusals(&metrics, "a", "rate_1d"), 700);
 }
 
@@ -183,7 +183,7 @@ async fn a_place_is_held_until_the_last_byte_of_the_stream() {
     let (frames, body) = stream();
     let admission = admit(&limits, "a", false).unwrap();
     let mut body = Body::stream(body).holding(admission.0.take().unwrap());
-    let gauge = metrics.key("a").in_flight.clone();
+    let gauge = metrics.key("a").in_flight().clone();
 
     frames.send("first").unwrap();
     assert_eq!(next(&mut body).await.unwrap(), "first");
@@ -223,7 +223,7 @@ fn a_reload_keeps_what_was_spent_and_who_is_in_flight() {
     assert_eq!(refusal(&after, "a").window, Window::InFlight);
     drop(held);
     assert!(admit(&after, "a", false).is_ok());
-    assert_eq!(metrics.key("a").in_flight.get(), 0);
+    assert_eq!(metrics.key("a").in_flight().get(), 0);
 }
 
 #[test]

@@ -27,7 +27,7 @@ async fn every_window_of_a_plan_holds_at_once_and_the_one_that_refuses_is_named(
     assert_eq!((&*refused.name, refused.limit), ("rate_1d", 50));
     assert!(refused.retry_after > Duration::from_mins(28));
     assert_eq!((refusals(&metrics, "a", "rate_1s"), refusals(&metrics, "a", "rate_1d")), (21, 21));
-    assert_eq!(metrics.key("a").admitted.get(), 50);
+    assert_eq!(metrics.key("a").admitted().get(), 50);
 }
 
 #[tokio::test(start_paused = true)]
@@ -125,7 +125,7 @@ fn a_plan_in_shadow_refuses_nothing_and_tells_what_it_would_have() {
     let shadowed = |window| metrics.key("a").decided(window, Decision::Shadowed).get();
     assert_eq!((shadowed("rate_1d"), shadowed("in_flight")), (9, 3));
     assert_eq!((refusals(&metrics, "a", "rate_1d"), refusals(&metrics, "a", "in_flight")), (0, 0));
-    assert_eq!(metrics.key("a").admitted.get(), 15);
+    assert_eq!(metrics.key("a").admitted().get(), 15);
     drop(held);
     assert_eq!(limits.in_flight("a"), 0);
 }

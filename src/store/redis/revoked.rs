@@ -37,7 +37,7 @@ impl Redis {
         format!("{}revoked", self.settings.prefix)
     }
 
-    fn misread(&self) -> StoreError {
+    pub(super) fn misread(&self) -> StoreError {
         self.metrics.redis_error("reply");
         StoreError::Reply
     }

@@ -1,26 +1,24 @@
-//! Handles of one route, key, replica or listener, resolved once: no label look-up on the hot path.
+//! Handles of one route, replica or listener, resolved once: no label look-up on the hot path.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
 
 use super::families::Families;
-use super::lock;
 
 /// One counter for each status class.
 pub(super) struct Classes([IntCounter; 6]);
 
 /// Values of the label `status`; `none` where there was no answer.
-const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+pub(super) const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
 
 impl Classes {
-    fn new(of: impl Fn(&'static str) -> IntCounter) -> Self {
+    pub(super) fn new(of: impl Fn(&'static str) -> IntCounter) -> Self {
         Self(CLASSES.map(of))
     }
 
-    fn of(&self, status: u16) -> Option<&IntCounter> {
+    pub(super) fn of(&self, status: u16) -> Option<&IntCounter> {
         let class = match status / 100 {
             class @ 1..=5 => usize::from(class),
             _ => 0,
@@ -47,106 +45,6 @@ impl RouteMetrics {
 
     pub fn requests(&self, status: u16) -> Option<&IntCounter> {
         self.requests.of(status)
-    }
-}
-
-/// Handles of one API key.
-pub struct KeyMetrics {
-    pub id: Box<str>,
-    requests: Classes,
-    pub in_flight: IntGauge,
-    /// Requests that all windows admitted.
-    pub admitted: IntCounter,
-    decisions: IntCounterVec,
-    /// What windows decided, made when they first did; they are the configuration's.
-    decided: Mutex<Vec<Decided>>,
-    remaining: IntGaugeVec,
-    /// The same for budgets.
-    budgets: Mutex<Vec<(Box<str>, IntGauge)>>,
-}
-
-struct Decided {
-    window: Box<str>,
-    what: Decision,
-    count: IntCounter,
-}
-
-/// What a window does with a request that is too many; the label `outcome`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Decision {
-    Refused,
-    /// It would have been refused, but the plan only looks on.
-    Shadowed,
-}
-
-impl Decision {
-    fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::Shadowed => "shadowed",
-        }
-    }
-}
-
-/// Labels of the requests that all windows admitted.
-const ADMITTED: [&str; 2] = ["all", "admitted"];
-
-impl KeyMetrics {
-    pub(super) fn new(families: &Families, id: &str) -> Self {
-        let [window, outcome] = ADMITTED;
-        Self {
-            id: id.into(),
-            requests: Classes::new(|class| families.key_requests.with_label_values(&[id, class])),
-            in_flight: families.key_in_flight.with_label_values(&[id]),
-            admitted: families.limit_decisions.with_label_values(&[id, window, outcome]),
-            decisions: families.limit_decisions.clone(),
-            decided: Mutex::default(),
-            remaining: families.budget_remaining.clone(),
-            budgets: Mutex::default(),
-        }
-    }
-
-    /// Takes the key out of what is told; handles that are still held count for nobody.
-    pub(super) fn forget(&self, families: &Families) {
-        let id = &*self.id;
-        let _ = families.key_in_flight.remove_label_values(&[id]);
-        for class in CLASSES {
-            let _ = families.key_requests.remove_label_values(&[id, class]);
-        }
-        let [window, outcome] = ADMITTED;
-        let _ = families.limit_decisions.remove_label_values(&[id, window, outcome]);
-        for (budget, _) in lock(&self.budgets).drain(..) {
-            let _ = families.budget_remaining.remove_label_values(&[id, &budget]);
-        }
-        for Decided { window, what, .. } in lock(&self.decided).drain(..) {
-            let _ = families.limit_decisions.remove_label_values(&[id, &window, what.as_str()]);
-        }
-    }
-
-    /// What is left of `budget`, one of the plan's.
-    pub fn budget_remaining(&self, budget: &str, left: i64) {
-        let mut budgets = lock(&self.budgets);
-        if let Some((_, gauge)) = budgets.iter().find(|(known, _)| &**known == budget) {
-            return gauge.set(left);
-        }
-        let gauge = self.remaining.with_label_values(&[&*self.id, budget]);
-        gauge.set(left);
-        budgets.push((budget.into(), gauge));
-    }
-
-    pub fn requests(&self, status: u16) -> Option<&IntCounter> {
-        self.requests.of(status)
-    }
-
-    /// What `window`, one of the plan's, decided on a request too many.
-    pub fn decided(&self, window: &str, what: Decision) -> IntCounter {
-        let mut decided = lock(&self.decided);
-        if let Some(known) = decided.iter().find(|known| known.what == what && &*known.window == window) {
-            return known.count.clone();
-        }
-        let count = self.decisions.with_label_values(&[&*self.id, window, what.as_str()]);
-        decided.push(Decided { window: window.into(), what, count: count.clone() });
-        count
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod families;
 mod handles;
+mod keys;
 mod link;
 mod turns;
 
@@ -17,7 +18,9 @@ use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, Text
 use crate::error::Cause;
 use crate::letta::routes::{ROUTES, Route};
 use families::Families;
-pub use handles::{CacheResult, Decision, Gauged, KeyMetrics, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+pub use handles::{CacheResult, Gauged, ListenerMetrics, RouteMetrics, UpstreamMetrics};
+use keys::KeyFamilies;
+pub use keys::{Decision, KeyMetrics};
 pub use link::{LinkUp, RedisLink};
 pub use turns::TurnMetrics;
 
@@ -49,6 +52,7 @@ pub struct Metrics {
     cache: [(CacheResult, IntCounter); 4],
     routes: Vec<OnceLock<RouteMetrics>>,
     unrouted: RouteMetrics,
+    key_families: Arc<KeyFamilies>,
     keys: Mutex<HashMap<Box<str>, Arc<KeyMetrics>>>,
     upstreams: Mutex<Vec<Arc<UpstreamMetrics>>>,
     certificates: Mutex<Vec<[Box<str>; 2]>>,
@@ -86,6 +90,7 @@ impl Metrics {
             cache: CacheResult::ALL.map(|result| (result, families.cache.with_label_values(&[result.as_str()]))),
             routes: ROUTES.iter().map(|_| OnceLock::new()).collect(),
             unrouted: RouteMetrics::new(&families, "none", "none"),
+            key_families: KeyFamilies::new(&families),
             keys: Mutex::default(),
             upstreams: Mutex::default(),
             certificates: Mutex::default(),
@@ -115,13 +120,13 @@ impl Metrics {
         slot.get_or_init(|| RouteMetrics::new(&self.families, route.template, route.method.as_str()))
     }
 
-    /// The handles of the key `id`; the same ones as long as the key is configured.
+    /// The handles of the key `id`; the same ones as long as the key is configured. It has series once it is used.
     pub fn key(&self, id: &str) -> Arc<KeyMetrics> {
         let mut keys = lock(&self.keys);
         if let Some(key) = keys.get(id) {
             return Arc::clone(key);
         }
-        let key = Arc::new(KeyMetrics::new(&self.families, id));
+        let key = Arc::new(KeyMetrics::new(&self.key_families, id));
         keys.insert(id.into(), Arc::clone(&key));
         key
     }
@@ -152,7 +157,7 @@ impl Metrics {
         lock(&self.keys).retain(|id, known| {
             let keep = key(id);
             if !keep {
-                known.forget(&self.families);
+                known.forget();
             }
             keep
         });

@@ -116,15 +116,45 @@ fn errors_are_counted_by_reason_and_a_client_that_left_has_no_status() {
 fn a_key_has_the_same_handles_until_a_reload_takes_it_away() {
     let metrics = Metrics::new();
     for id in ["a", "b"] {
-        metrics.key(id).admitted.inc();
+        metrics.key(id).admitted().inc();
         metrics.upstream(id).ejections.inc();
     }
-    assert_eq!(metrics.key("a").admitted.get(), 1);
+    assert_eq!(metrics.key("a").admitted().get(), 1);
     metrics.retain(|key| key == "a", |upstream| upstream == "a");
     let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
     assert!(!text.contains("=\"b\""), "{text}");
-    assert_eq!((metrics.key("a").admitted.get(), metrics.upstream("a").ejections.get()), (1, 1));
-    assert_eq!((metrics.key("b").admitted.get(), metrics.upstream("b").ejections.get()), (0, 0));
+    assert_eq!((metrics.key("a").admitted().get(), metrics.upstream("a").ejections.get()), (1, 1));
+    assert_eq!((metrics.key("b").admitted().get(), metrics.upstream("b").ejections.get()), (0, 0));
+}
+
+#[test]
+fn a_key_has_no_series_until_it_is_used_and_then_all_of_them() {
+    let metrics = Metrics::new();
+    let keys: Vec<_> = (0..1000).map(|id| metrics.key(&format!("k{id}"))).collect();
+    let told = |family| scraped(&metrics, family);
+    let families = ["key_requests_total", "key_requests_in_flight", "limit_decisions_total", "budget_remaining"];
+    assert_eq!(families.map(|family| told(family).len()), [0; 4]);
+    keys[7].in_flight().inc();
+    assert_eq!(families.map(|family| told(family).len()), [6, 1, 1, 0]);
+    assert_eq!(told("key_requests_in_flight"), [r#"{key="k7"} 1"#]);
+    assert_eq!(told("limit_decisions_total"), [r#"{key="k7",outcome="admitted",window="all"} 0"#]);
+}
+
+/// A request that was under way when a reload took its key away.
+#[test]
+fn a_key_that_is_used_after_a_reload_took_it_away_is_told_nowhere() {
+    let metrics = Metrics::new();
+    let (used, unused) = (metrics.key("used"), metrics.key("unused"));
+    used.decided("rate_1m", Decision::Refused).inc();
+    metrics.retain(|_| false, |_| true);
+    for key in [used, unused] {
+        key.in_flight().inc();
+        key.admitted().inc();
+        key.decided("rate_1h", Decision::Refused).inc();
+        key.budget_remaining("tokens_1d", 1);
+    }
+    let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
+    assert!(!text.contains("used\""), "{text}");
 }
 
 #[test]

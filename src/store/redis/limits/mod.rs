@@ -12,6 +12,7 @@ mod reply;
 #[cfg(test)]
 mod tests;
 mod upkeep;
+mod usage;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
@@ -178,12 +179,20 @@ impl Inner {
     }
 
     fn budget_key(&self, spender: &Spender, ledger: &Ledger) -> String {
-        self.key(spender, &format!("budget:{}", ledger.name))
+        budget_key(&self.prefix, spender, &ledger.name)
     }
 
     fn key(&self, spender: &Spender, what: &str) -> String {
-        format!("{}limit:{{{}}}:{what}", self.prefix, hex::encode(spender))
+        key(&self.prefix, spender, what)
     }
+}
+
+fn budget_key(prefix: &str, spender: &Spender, name: &str) -> String {
+    key(prefix, spender, &format!("budget:{name}"))
+}
+
+fn key(prefix: &str, spender: &Spender, what: &str) -> String {
+    format!("{prefix}limit:{{{}}}:{what}", hex::encode(spender))
 }
 
 fn milliseconds(time: Duration) -> u64 {

@@ -4,7 +4,7 @@ use ::redis::{Client, FromRedisValue, cmd};
 
 use super::*;
 use crate::store::tests::{eventually, redis_at, server::RedisServer};
-use crate::store::{Pace, Settings, Store, Verdict};
+use crate::store::{Account, Pace, Settings, Store, Verdict};
 
 const HOUR: Duration = Duration::from_hours(1);
 /// So long that nothing lapses in a test that is not about it.
@@ -322,4 +322,38 @@ async fn what_a_gateway_knows_is_taken_by_a_redis_that_knows_less_and_what_it_ow
     let known = knows(Duration::ZERO, 1000);
     let spent = limits.count(Ask { known: &known, ..ask(2, &paces, None) }).await.unwrap();
     assert!(matches!(spent.verdict, Verdict::TooFast) && spent.ahead[0] <= 10 * HOUR);
+}
+
+/// Whoever looks finds what has lapsed as used up by nobody, and leaves it to those who count.
+#[tokio::test]
+async fn to_read_what_is_used_writes_nothing_not_even_over_what_has_lapsed() {
+    let server = RedisServer::start();
+    let redis = redis_at(server.url(), Duration::from_secs(10));
+    let settings = Settings { redis: Some(redis), max_entry: 0, max_total: 0 };
+    let store = Store::new(settings, &Arc::new(Metrics::new()), None).unwrap();
+    eventually("it is connected", async || store.revocations().await.is_ok()).await;
+    let key = |what: &str| format!("test:limit:{{{}}}:{what}", hex::encode([1; 16]));
+    let _: i64 = look(&server, &["HSET", &key("budget:turns_1d"), "period", "7", "a gateway", "100"]).await;
+    let _: i64 = look(&server, &["ZADD", &key("places"), "1", "over", "9999999999999", "held"]).await;
+    let _: i64 = look(&server, &["HSET", &key("rates"), "lapsed", "1", "spent", "9999999999999999"]).await;
+    let state = async || {
+        let budget: Vec<String> = look(&server, &["HGETALL", &key("budget:turns_1d")]).await;
+        let places: Vec<String> = look(&server, &["ZRANGE", &key("places"), "0", "-1"]).await;
+        let keys: HashSet<String> = look(&server, &["KEYS", "*"]).await;
+        (budget, places, keys)
+    };
+    let before = state().await;
+    let paces = [pace("lapsed", HOUR, 2), pace("unknown", HOUR, 2), pace("spent", HOUR, 2)];
+    let budgets = [("turns_1d".into(), Duration::from_hours(24)), ("steps_1d".into(), Duration::from_hours(24))];
+    let account = Account { spender: [1; 16], paces: &paces, budgets: &budgets };
+    let nobody = Account { spender: [2; 16], ..account };
+    let used = store.usage(&[account, nobody]).await.unwrap();
+    assert_eq!((used[0].in_flight, &used[0].charged[..]), (1, &[0, 0][..]));
+    assert_eq!((used[0].ahead[0], used[0].ahead[1]), (Duration::ZERO, Duration::ZERO));
+    assert!(used[0].ahead[2] > Duration::from_hours(24 * 365), "{used:?}");
+    assert_eq!(
+        (used[1].in_flight, &used[1].charged[..], &used[1].ahead[..]),
+        (0, &[0, 0][..], &[Duration::ZERO; 3][..])
+    );
+    assert_eq!(state().await, before);
 }

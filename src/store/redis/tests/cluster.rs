@@ -1,7 +1,7 @@
 use super::*;
 use crate::store::tests::entry;
 use crate::store::tests::server::cluster::Cluster;
-use crate::store::{LanePlace, Ledger, Piece, SharedTurns};
+use crate::store::{Account, LanePlace, Ledger, Piece, SharedTurns};
 
 /// Spenders whose keys lie all over the cluster.
 fn spenders() -> impl Iterator<Item = Spender> {
@@ -64,6 +64,9 @@ async fn everything_that_gateways_share_is_shared_through_a_cluster() {
         let ask = Ask { spender, paces: &paces, known: &[], most: Some(3), budgets: &budgets, may_stand: false };
         assert!(matches!(limits.count(ask).await.unwrap().verdict, Verdict::Counted(Some(_))));
         limits.charge(spender, &budgets).await.unwrap();
+        let names = budgets.each_ref().map(|budget| (budget.name.clone(), budget.per));
+        let used = other.usage(&[Account { spender, paces: &paces, budgets: &names }]).await.unwrap();
+        assert_eq!((used[0].charged.len(), used[0].ahead.len()), (2, 1));
     }
 
     let turns = [one.shared_turns().unwrap(), other.shared_turns().unwrap()];
