@@ -17,7 +17,7 @@ use std::time::Duration;
 use letta_gateway::error::Error;
 use letta_gateway::letta::routes::ROUTES;
 use letta_gateway::telemetry::Metrics;
-use letta_gateway::telemetry::metrics::{CacheResult, Decision};
+use letta_gateway::telemetry::metrics::{CacheResult, Decision, RedisLink};
 use promql::Query;
 use serde_json::Value;
 
@@ -48,6 +48,7 @@ fn told() -> BTreeMap<String, BTreeSet<String>> {
     metrics.retry("another_replica");
     metrics.key("key").budget_remaining("tokens_1d", 7);
     metrics.limit_without_store("local");
+    metrics.redis_up(RedisLink::Values).set(true);
     metrics.redis_error("timeout");
     metrics.redis_reply(Duration::from_millis(1));
     metrics.listener("0.0.0.0:8283").error("parse");

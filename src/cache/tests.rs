@@ -31,7 +31,7 @@ use crate::reach::Reacher;
 use crate::record::Recorder;
 use crate::route::Router;
 use crate::step::{Handle, Layer};
-use crate::store::{RedisSettings, Settings as StoreSettings, Store};
+use crate::store::{Credentials, RedisSettings, Settings as StoreSettings, Store};
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::metrics::CacheResult;
 use crate::telemetry::record::Sink;
@@ -509,6 +509,7 @@ async fn a_store_that_is_down_is_told_and_letta_answers() {
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let redis = RedisSettings {
         url: format!("redis://{unused}"),
+        sentinel: Credentials::default(),
         timeout: Duration::from_millis(50),
         prefix: "test:".into(),
         ca_file: None,

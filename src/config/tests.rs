@@ -251,8 +251,9 @@ log: { level: inof }
             "gateway.yaml:20:23: plans.standard.rate.requests: 0 is out of range; write 1 to 10000000",
             "gateway.yaml:20:36: plans.standard.rate.burst: 0 is out of range; write 1 to 10000000",
             "gateway.yaml:20:48: plans.standard.in_flight: 0 is out of range; write 1 to 1000000",
-            "gateway.yaml:21:19: store.redis.url: this is not a Redis URL; write redis://host:port/db, or rediss://host:port/db \
-             for TLS",
+            "gateway.yaml:21:19: store.redis.url: this is not a Redis URL; write redis://host:port/db, \
+             redis+sentinel://host:26379,host:26379/master/db or redis+cluster://host:port,host:port (rediss instead of \
+             redis for TLS)",
             "gateway.yaml:22:10: cache.ttl: 0s is out of range; write 1s to 30d",
             "gateway.yaml:22:19: cache.max_entry: 2MiB is more than cache.max_total (1MiB); lower it",
             "gateway.yaml:23:19: cors.origins[0]: \"*\" stands for all origins; let it stand alone or leave it out",
@@ -523,4 +524,23 @@ fn a_plan_takes_one_rate_or_a_list_of_them_and_budgets() {
             "gateway.yaml:8:59: plans.standard.budgets[3].steps: has a budget of the same period already; keep one",
         ],
     );
+}
+
+#[test]
+fn redis_may_be_what_sentinels_name_or_a_cluster_and_what_does_not_fit_it_is_told() {
+    let with = |redis: &str| read(&format!("{LEAST}store: {{ redis: {{ {redis} }} }}\n"));
+    let settings = with("url: \"redis+sentinel://:sesame@a,b:1/m/2\", sentinel_username: u, sentinel_password: guard");
+    let redis = settings.unwrap().redis.unwrap();
+    assert_eq!((redis.sentinel.username.as_deref(), redis.sentinel.password.as_deref()), (Some("u"), Some("guard")));
+    assert!(with("url: \"rediss+cluster://a:1,b:2\"").is_ok());
+    for (redis, line) in [
+        ("url: \"redis://a\", sentinel_password: guard", "sentinel_password: is for Sentinels"),
+        ("url: \"redis+cluster://a\", sentinel_username: u", "sentinel_username: is for Sentinels"),
+        ("url: \"redis+sentinel://a,b\"", "url: names no master; write redis+sentinel://"),
+        ("url: \"redis+cluster://a/3\"", "url: a Redis Cluster has database 0 only"),
+        ("url: \"redis+cluster://a\", prefix: \"{}\"", "prefix: holds {}"),
+    ] {
+        let told = with(redis).err().expect(redis).to_string();
+        assert!(told.contains(&format!("store.redis.{line}")) && !told.contains("guard"), "{told}");
+    }
 }

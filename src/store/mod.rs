@@ -58,26 +58,45 @@ pub enum OnError {
 /// What the configuration says of Redis.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RedisSettings {
-    /// `redis://` or `rediss://`; may hold a password, so it is never logged whole.
+    /// `redis://`, `redis+sentinel://` or `redis+cluster://`, with `rediss` for TLS; may hold a password, so it is never
+    /// logged whole.
     pub url: String,
+    /// What is said to Sentinels, whose passwords are not the master's.
+    pub sentinel: Credentials,
     /// Time budget of one command; after it the request goes on without the store.
     pub timeout: Duration,
     /// In front of every Redis key of the gateway's.
     pub prefix: String,
-    /// PEM file of the authorities a `rediss://` server's certificate is checked against; None: the system's.
+    /// PEM file of the authorities a `rediss` server's certificate is checked against; None: the system's.
     pub ca_file: Option<PathBuf>,
 }
 
+/// Who one is, to a server.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub username: Option<String>,
+    pub password: Option<String>,
+}
+
+/// What of [`RedisSettings`] cannot be used.
+#[derive(Debug)]
+pub struct BadRedis {
+    /// Its name in the configuration.
+    pub field: &'static str,
+    /// Holds no part of the URL.
+    pub why: BadUrl,
+}
+
 impl RedisSettings {
-    /// Whether the URL is one; a file of authorities is not read here.
-    pub fn check(&self) -> Result<(), BadUrl> {
-        redis::check_url(&self.url)
+    /// Whether it can be used; no file is read, nobody is asked.
+    pub fn check(&self) -> Result<(), BadRedis> {
+        redis::check(self)
     }
 }
 
 impl fmt::Debug for RedisSettings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { url: _, timeout, prefix, ca_file } = self;
+        let Self { url: _, sentinel: _, timeout, prefix, ca_file } = self;
         f.debug_struct("RedisSettings")
             .field("timeout", timeout)
             .field("prefix", prefix)
@@ -151,7 +170,7 @@ impl Store {
         }
         let place = match &settings.redis {
             None => {
-                metrics.redis_up.set(0);
+                metrics.forget_redis();
                 Place::Memory(Arc::new(Memory::new(settings.max_total, metrics)))
             }
             Some(redis) => Place::Redis(Arc::new(Redis::new(redis, settings.max_entry, Arc::clone(metrics))?)),
@@ -255,18 +274,22 @@ impl Store {
     }
 }
 
-/// What goes on without Redis, of which each has a connection of its own; `None`: nothing.
-fn degraded(answers: bool, turns: bool, limits: bool) -> Option<&'static str> {
-    match (answers, turns, limits) {
+/// What goes on without Redis, by the connections that do not work; `None`: nothing.
+fn degraded(values: bool, turns: bool, limits: bool) -> Option<&'static str> {
+    match (values, turns, limits) {
         (true, true, true) => None,
-        (false, true, true) => Some("redis is not reachable for answers: they are not cached"),
+        (false, true, true) => Some("redis is not reachable for values: answers are not cached"),
         (true, false, true) => Some("redis is not reachable for turns: they are not shared"),
         (true, true, false) => Some("redis is not reachable for limits: they are not shared"),
         (true, false, false) => Some("redis is not reachable for turns and limits: they are not shared"),
-        (false, false, true) => Some("redis is not reachable: answers are not cached, turns are not shared"),
-        (false, true, false) => Some("redis is not reachable: answers are not cached, limits are not shared"),
-        (false, false, false) => {
-            Some("redis is not reachable: answers are not cached, turns and limits are not shared")
+        (false, false, true) => {
+            Some("redis is not reachable for values and turns: answers are not cached, turns are not shared")
         }
+        (false, true, false) => {
+            Some("redis is not reachable for values and limits: answers are not cached, limits are not shared")
+        }
+        (false, false, false) => Some(
+            "redis is not reachable for values, turns and limits: answers are not cached, turns and limits are not shared",
+        ),
     }
 }

@@ -24,6 +24,7 @@ mod bodies;
 mod budgets;
 mod cache;
 mod cors;
+mod failover;
 mod faults;
 mod fleet;
 mod headers;

@@ -7,7 +7,7 @@ use crate::redis_server::RedisServer;
 use crate::support::{AGENT, Answer, PATIENCE, Proxy, Replica, gateway, json, letta_answer};
 
 const HELLO: &str = "{\"input\":\"hello\"}";
-const UP: &str = "letta_gateway_redis_up";
+const UP: &str = "letta_gateway_redis_up{link=\"values\"}";
 const UNAVAILABLE: &str = "letta-gateway; fwd=miss; detail=store-unavailable";
 
 async fn counting() -> Replica {

@@ -13,7 +13,7 @@ use crate::redis_server::RedisServer;
 use crate::support::{AGENT, Answer, COLLEAGUE, KEY, PATIENCE, Proxy, Replica, Reply, json, start, streaming, yaml};
 
 const WORD: &str = "data: {\"message_type\":\"assistant_message\",\"content\":\"hi\"}\n\n";
-const UP: &str = "letta_gateway_redis_up";
+const UP: &str = "letta_gateway_redis_up{link=\"values\"}";
 
 fn shared(replica: &Replica, server: &RedisServer) -> String {
     let letta = format!("    servers: [ {{ url: http://{} }} ]", replica.address);

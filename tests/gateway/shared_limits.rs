@@ -8,10 +8,10 @@ use futures_util::future::join_all;
 use crate::redis_server::RedisServer;
 use crate::support::{AGENT, Answer, Proxy, Replica, Reply, gateway, json, until};
 
-const GATEWAYS: usize = 4;
-const CLIENTS: usize = 16;
+pub(crate) const GATEWAYS: usize = 4;
+pub(crate) const CLIENTS: usize = 16;
 
-fn agent() -> String {
+pub(crate) fn agent() -> String {
     format!("/v1/agents/{AGENT}")
 }
 
@@ -22,7 +22,7 @@ fn yaml(server: &RedisServer, limits: &str, redis: &str, store: &str) -> String 
 }
 
 /// Four gateways in front of `replica`, each of which knows of all.
-async fn fleet(replica: &Replica, yaml: &str) -> Vec<Proxy> {
+pub(crate) async fn fleet(replica: &Replica, yaml: &str) -> Vec<Proxy> {
     let mut fleet = Vec::new();
     for _ in 0..GATEWAYS {
         fleet.push(gateway(&[replica], yaml).await);
@@ -35,7 +35,7 @@ async fn fleet(replica: &Replica, yaml: &str) -> Vec<Proxy> {
 
 /// How many of the requests of 16 clients are admitted, each asking `times` at one gateway after the other; the others
 /// are refused with `refusal`.
-async fn hammer(fleet: &[Proxy], times: usize, refusal: &[u16]) -> usize {
+pub(crate) async fn hammer(fleet: &[Proxy], times: usize, refusal: &[u16]) -> usize {
     let path = agent();
     let admitted = AtomicUsize::new(0);
     join_all((0..CLIENTS).map(|client| {
@@ -55,7 +55,7 @@ async fn hammer(fleet: &[Proxy], times: usize, refusal: &[u16]) -> usize {
     admitted.into_inner()
 }
 
-async fn without_store(fleet: &[Proxy], how: &str) -> f64 {
+pub(crate) async fn without_store(fleet: &[Proxy], how: &str) -> f64 {
     let series = format!("letta_gateway_limit_without_store_total{{how=\"{how}\"}}");
     let mut sum = 0.0;
     for proxy in fleet {
@@ -172,7 +172,7 @@ async fn without_redis_each_gateway_gives_its_share_of_what_is_left() {
     // no gateway needs a restart
     server.restart();
     for proxy in &proxies {
-        proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+        proxy.metric_is("letta_gateway_redis_up{link=\"limits\"}", 1.0).await;
     }
     let shared = async {
         for proxy in &proxies {
@@ -206,7 +206,7 @@ async fn a_redis_that_is_paused_and_woken_is_told_what_passed_without_it() {
     assert!((28..=33).contains(&admitted), "{admitted}");
     server.wake();
     for proxy in &proxies {
-        proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+        proxy.metric_is("letta_gateway_redis_up{link=\"limits\"}", 1.0).await;
     }
     let all = async {
         // those that were under way when it hung were counted when it woke

@@ -83,7 +83,7 @@ async fn every_metric_that_is_documented_or_drawn_is_told_and_none_besides() {
     let both = format!("{plain}  - {{ address: 127.0.0.1:0, tls: {{ {} }} }}\n", certificate.yaml());
     let proxy = start(&yaml(&letta, &more).replacen(plain, &both, 1)).await;
 
-    proxy.metric_is("letta_gateway_redis_up", 1.0).await;
+    proxy.metric_is("letta_gateway_redis_up{link=\"values\"}", 1.0).await;
     assert_eq!(say(&proxy).await.status, 200);
     assert_eq!(proxy.get(&agent()).await.status, 200);
     assert_eq!(a.count(), 3, "it was tried again");
@@ -96,6 +96,9 @@ async fn every_metric_that_is_documented_or_drawn_is_told_and_none_besides() {
     proxy.raw("no HTTP\r\n\r\n").await;
     redis.kill();
     assert_eq!(say(&proxy).await.status, 200);
+    for link in ["values", "turns", "limits"] {
+        proxy.metric_is(&format!("letta_gateway_redis_up{{link=\"{link}\"}}"), 0.0).await;
+    }
 
     let told = families(&proxy).await;
     let documented = documented();
@@ -108,6 +111,8 @@ async fn every_metric_that_is_documented_or_drawn_is_told_and_none_besides() {
     assert!(proxy.metric("process_resident_memory_bytes").await > 0.0);
     assert!(proxy.metric("process_open_fds").await > 0.0);
     let series = proxy.series().await;
+    let links = series.iter().filter(|line| line.starts_with("letta_gateway_redis_up{"));
+    assert_eq!(links.count(), 3, "a closed set");
     let version = format!("version=\"{}\"", env!("CARGO_PKG_VERSION"));
     assert!(series.iter().any(|line| line.starts_with("letta_gateway_build_info{") && line.contains(&version)));
     for bucket in [

@@ -10,8 +10,6 @@ import subprocess
 import threading
 import urllib.request
 
-import yaml
-
 from environment import HERE, die_with_parent, wait_until
 
 BINARY = pathlib.Path(os.environ.get("LETTA_GATEWAY_BIN", HERE.parent.parent / "target/debug/letta-gateway"))
@@ -96,7 +94,8 @@ class Gateway:
     def configure(self, settings):
         """Writes the file, whole at once as an administrator's tool would."""
         fresh = self.file.with_suffix(".new")
-        fresh.write_text(yaml.safe_dump(settings, sort_keys=False))
+        # JSON is YAML, too.
+        fresh.write_text(json.dumps(settings, indent=2))
         fresh.replace(self.file)
 
     def keep(self, name):

@@ -1,6 +1,10 @@
 //! A real `redis-server` of a test's own, on a free port of the loopback address, gone with the test.
 //!
-//! It can be killed, started again on the same port, stopped as a hung machine would be (SIGSTOP) and woken.
+//! It can be killed, started again on the same port, stopped as a hung machine would be (SIGSTOP) and woken. Several of them
+//! are a master with a replica and a Sentinel ([`sentinel`]), or a cluster ([`cluster`]).
+
+pub mod cluster;
+pub mod sentinel;
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
@@ -16,7 +20,7 @@ pub struct RedisServer {
     child: Child,
     address: SocketAddr,
     arguments: Vec<String>,
-    directory: TempDir,
+    _directory: TempDir,
 }
 
 impl RedisServer {
@@ -27,7 +31,7 @@ impl RedisServer {
 
     /// A server with these arguments more, e.g. `["--requirepass", "…"]`.
     pub fn start_with(arguments: &[&str]) -> Self {
-        Self::start_in(directory(), "--port", arguments)
+        Self::start_in(directory(), "--port", arguments, free_port)
     }
 
     /// A server that speaks TLS only, with this certificate and key (PEM).
@@ -39,20 +43,28 @@ impl RedisServer {
             path.display().to_string()
         });
         let tls = ["--port", "0", "--tls-auth-clients", "no", "--tls-cert-file", &certificate, "--tls-key-file", &key];
-        Self::start_in(directory, "--tls-port", &tls)
+        Self::start_in(directory, "--tls-port", &tls, free_port)
     }
 
-    fn start_in(directory: TempDir, port_option: &str, arguments: &[&str]) -> Self {
+    fn start_in(directory: TempDir, port_option: &str, arguments: &[&str], port: fn() -> u16) -> Self {
+        Self::start_as(directory, port, |directory, port| {
+            let common = ["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"];
+            let mut all: Vec<String> = common.into_iter().map(String::from).collect();
+            all.extend([directory.display().to_string(), port_option.to_owned(), port.to_string()]);
+            all.extend(arguments.iter().copied().map(String::from));
+            all
+        })
+    }
+
+    /// Whatever `redis-server` is with the arguments that are made of its directory and its port.
+    fn start_as(directory: TempDir, port: fn() -> u16, arguments: impl Fn(&Path, u16) -> Vec<String>) -> Self {
         // the port was free a moment ago; should another process have been faster, the next one will be free
         for _ in 0..10 {
-            let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("cannot find a free port");
-            let address = listener.local_addr().expect("a bound socket has an address");
-            drop(listener);
-            let mut all = vec![port_option.to_owned(), address.port().to_string()];
-            all.extend(arguments.iter().copied().map(String::from));
-            let mut child = spawn(&all, directory.path());
+            let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port()));
+            let arguments = arguments(directory.path(), address.port());
+            let mut child = spawn(&arguments);
             if ready(&mut child, address) {
-                return Self { child, address, arguments: all, directory };
+                return Self { child, address, arguments, _directory: directory };
             }
         }
         panic!("redis-server does not start")
@@ -66,6 +78,16 @@ impl RedisServer {
         format!("redis://{}/0", self.address)
     }
 
+    /// Host and port.
+    pub fn address(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// What `redis-cli` prints for a command; empty if the server does not answer.
+    pub fn ask(&self, words: &[&str]) -> String {
+        cli(&[&["-p", &self.port().to_string()], words].concat())
+    }
+
     /// Ends it at once, as a crash would.
     pub fn kill(&mut self) {
         self.child.kill().expect("cannot kill redis-server");
@@ -76,7 +98,7 @@ impl RedisServer {
     pub fn restart(&mut self) {
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
-            self.child = spawn(&self.arguments, self.directory.path());
+            self.child = spawn(&self.arguments);
             if ready(&mut self.child, self.address) {
                 return;
             }
@@ -106,14 +128,34 @@ impl Drop for RedisServer {
     }
 }
 
+fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("cannot find a free port");
+    listener.local_addr().expect("a bound socket has an address").port()
+}
+
+/// What `redis-cli` prints; what it warns of is left out.
+fn cli(words: &[&str]) -> String {
+    let ran = Command::new("redis-cli").args(words).stdin(Stdio::null()).output();
+    let ran = ran
+        .unwrap_or_else(|error| panic!("this test needs redis-cli on the PATH (apt-get install redis-tools): {error}"));
+    String::from_utf8_lossy(&ran.stdout).into_owned()
+}
+
+/// Waits until it is so.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !is_so() {
+        assert!(started.elapsed() < 2 * PATIENCE, "{what}: not within {:?}", 2 * PATIENCE);
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 fn directory() -> TempDir {
     tempfile::tempdir().expect("cannot make a directory for redis-server")
 }
 
-fn spawn(arguments: &[String], directory: &Path) -> Child {
+fn spawn(arguments: &[String]) -> Child {
     Command::new("redis-server")
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir"])
-        .arg(directory)
         .args(arguments)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

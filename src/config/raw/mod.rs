@@ -118,21 +118,36 @@ pub(super) enum OnError {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(super) struct Redis {
-    /// redis://[user:password@]host:port/database, or rediss:// for TLS; may be ${ENV} or file:/path.
+    /// redis://[user:password@]host:port/database; redis+sentinel://…@host:port,…/master/database for the master that these
+    /// Sentinels name; redis+cluster://…@host:port,… for a Redis Cluster by some of its nodes; rediss for redis: TLS. May be
+    /// ${ENV} or file:/path.
     #[schemars(required)]
     pub url: Option<Secret>,
+    /// For redis+sentinel://: who one is to the Sentinels, if they ask; the URL's user and password are for Redis.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel_username: Option<String>,
+    /// For redis+sentinel://: the Sentinels' own password; may be ${ENV} or file:/path.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel_password: Option<Secret>,
     /// For one command; after it the request goes on without the store.
     pub timeout: DurationText,
     /// In front of every Redis key.
     pub prefix: String,
-    /// PEM file of the authorities a rediss:// server's certificate is checked against; left out: the system's.
+    /// PEM file of the authorities a rediss server's certificate is checked against; left out: the system's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ca_file: Option<PathBuf>,
 }
 
 impl Default for Redis {
     fn default() -> Self {
-        Self { url: None, timeout: DurationText::millis(50), prefix: "lgw:".to_owned(), ca_file: None }
+        Self {
+            url: None,
+            sentinel_username: None,
+            sentinel_password: None,
+            timeout: DurationText::millis(50),
+            prefix: "lgw:".to_owned(),
+            ca_file: None,
+        }
     }
 }
 

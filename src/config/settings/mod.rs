@@ -139,7 +139,7 @@ impl Check {
     fn store(&mut self, store: raw::Store) -> Option<store::RedisSettings> {
         // what becomes of errors has nothing to be checked
         let raw::Store { redis, on_error: _ } = store;
-        let raw::Redis { url, timeout, prefix, ca_file } = redis?;
+        let raw::Redis { url, sentinel_username, sentinel_password, timeout, prefix, ca_file } = redis?;
         let timeout = self.duration("store.redis.timeout", timeout, MILLISECOND..=Duration::from_secs(10));
         if prefix.len() > 64 || prefix.chars().any(|c| c.is_whitespace() || c.is_control()) {
             self.problem("store.redis.prefix", "must be at most 64 characters without spaces");
@@ -157,9 +157,11 @@ impl Check {
         }
         let url = self.required("store.redis", "url", url)?;
         let url = self.secret("store.redis.url", &url)?;
-        let settings = store::RedisSettings { url, timeout, prefix, ca_file };
-        if let Err(why) = settings.check() {
-            self.problem("store.redis.url", why);
+        let password = sentinel_password.and_then(|password| self.secret("store.redis.sentinel_password", &password));
+        let sentinel = store::Credentials { username: sentinel_username, password };
+        let settings = store::RedisSettings { url, sentinel, timeout, prefix, ca_file };
+        if let Err(store::BadRedis { field, why }) = settings.check() {
+            self.problem(&format!("store.redis.{field}"), why);
         }
         Some(settings)
     }

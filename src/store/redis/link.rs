@@ -1,43 +1,52 @@
 //! The connection to Redis and its circuit breaker.
 //!
-//! There is a connection that works, or none: one that breaks, or times out more often than it replies, is dropped with
-//! all that waits on it, because a connection that hangs keeps hanging. One task then connects anew until a PING comes
-//! back within the budget of a command. No request ever waits for that.
+//! There is a connection that works, or none: one that breaks, leads to a server that may not write, or times out more
+//! often than it replies, is dropped with all that waits on it, because a connection that hangs keeps hanging. One task
+//! then looks anew for who is to be asked, until a write comes back within the budget of a command. No request ever
+//! waits for that.
+//!
+//! A cluster is there as a whole or not at all: a primary that does not answer takes the connection down, because what
+//! others reply does not tell who waits in vain.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use ::redis::aio::MultiplexedConnection;
-use ::redis::{AsyncConnectionConfig, Client, Cmd, ErrorKind, RedisError, RedisResult, ScriptInvocation, Value, cmd};
+use ::redis::{Cmd, ErrorKind, RedisResult, ServerErrorKind, Value, cmd};
 use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
+use super::client::Client;
+use super::connection::Connection;
+use super::script::Call;
+use super::{is_reply, is_turned_away, told};
 use crate::store::StoreError;
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{LinkUp, RedisLink};
 
-/// Timeouts over replies that make a connection a bad one.
+/// Timeouts over replies, and probes in a row, that make a connection a bad one.
 const TIMEOUTS: u32 = 3;
-/// Time budget of a connection: name, TCP, TLS, AUTH.
-const CONNECT_BUDGET: Duration = Duration::from_secs(1);
 /// How often an unused connection is tried, so that trouble is known before a request meets it.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// Waits between attempts to connect: doubled each time.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
-const LONGEST_WAIT: Duration = Duration::from_secs(2);
+const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 pub(super) struct Link {
     /// None: the breaker is open.
     live: ArcSwapOption<Live>,
     lost: Notify,
+    /// There is reason to look whether all of it is there.
+    doubted: Notify,
     /// When the last connection was made; it may be lost since.
     connected: watch::Sender<Option<Instant>>,
     /// When the last connection was lost, or began to be looked for.
     lost_at: Mutex<Instant>,
-    /// What it is for, in the log.
-    what: &'static str,
+    /// What it is for.
+    link: RedisLink,
+    up: LinkUp,
     metrics: Arc<Metrics>,
 }
 
@@ -49,14 +58,19 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    pub(super) fn ping() -> Self {
-        Self { first: cmd("PING"), again: cmd("PING") }
+    /// Takes away a key that is never there: whoever may not write refuses it.
+    pub(super) fn write(prefix: &str) -> Self {
+        let mut write = cmd("DEL");
+        write.arg(format!("{prefix}probe"));
+        Self { first: write.clone(), again: write }
     }
 }
 
 /// A connection that works so far.
 struct Live {
-    connection: MultiplexedConnection,
+    connection: Connection,
+    /// Which one it leads to: host and port.
+    server: String,
     since: Instant,
     /// Timeouts less replies, never under zero.
     timeouts: AtomicU32,
@@ -76,15 +90,18 @@ impl Live {
 }
 
 impl Link {
-    pub(super) fn new(what: &'static str, metrics: Arc<Metrics>) -> Self {
-        metrics.redis_up.set(0);
+    pub(super) fn new(link: RedisLink, metrics: &Arc<Metrics>) -> Self {
+        let up = metrics.redis_up(link);
+        up.set(false);
         Self {
             live: ArcSwapOption::empty(),
             lost: Notify::new(),
+            doubted: Notify::new(),
             connected: watch::Sender::new(None),
             lost_at: Mutex::new(Instant::now()),
-            what,
-            metrics,
+            link,
+            up,
+            metrics: Arc::clone(metrics),
         }
     }
 
@@ -119,14 +136,15 @@ impl Link {
     /// Runs one command; its reply, or why there is none, is known within `budget`.
     pub(super) async fn run(&self, command: &Cmd, budget: Duration) -> Result<Value, StoreError> {
         let live = self.live()?;
-        self.run_on(&live, command, budget).await
+        let mut connection = live.connection.clone();
+        self.reply(&live, connection.ask(command), budget).await
     }
 
     /// Runs a script, which Redis is given anew if it does not know it; like [`run`](Self::run).
-    pub(super) async fn invoke(&self, script: &ScriptInvocation<'_>, budget: Duration) -> Result<Value, StoreError> {
+    pub(super) async fn invoke(&self, call: &Call<'_>, budget: Duration) -> Result<Value, StoreError> {
         let live = self.live()?;
         let mut connection = live.connection.clone();
-        self.reply(&live, script.invoke_async(&mut connection), budget).await
+        self.reply(&live, call.run(&mut connection), budget).await
     }
 
     fn live(&self) -> Result<Arc<Live>, StoreError> {
@@ -134,11 +152,6 @@ impl Link {
             self.metrics.redis_error("refused");
             StoreError::Down
         })
-    }
-
-    async fn run_on(&self, live: &Arc<Live>, command: &Cmd, budget: Duration) -> Result<Value, StoreError> {
-        let mut connection = live.connection.clone();
-        self.reply(live, command.query_async(&mut connection), budget).await
     }
 
     async fn reply(
@@ -154,11 +167,20 @@ impl Link {
                 live.replied();
                 Ok(value)
             }
+            Ok(Err(error)) if is_turned_away(&error) => {
+                self.metrics.redis_error("reply");
+                self.lose(live, &told(&error));
+                Err(StoreError::Lost)
+            }
             Ok(Err(error)) if is_reply(&error) => {
                 self.metrics.redis_reply(started.elapsed());
                 self.metrics.redis_error("reply");
                 live.replied();
-                debug!(error = told(&error), "redis refused a command");
+                debug!(link = self.link.as_str(), error = told(&error), "redis refused a command");
+                if error.kind() == ErrorKind::Server(ServerErrorKind::Moved) {
+                    // sent from one node of a cluster to another that is not there
+                    self.doubted.notify_one();
+                }
                 Err(StoreError::Reply)
             }
             Ok(Err(error)) => {
@@ -171,6 +193,7 @@ impl Link {
                 if live.timed_out() {
                     self.lose(live, "commands time out");
                 }
+                self.doubted.notify_one();
                 Err(StoreError::Timeout)
             }
         }
@@ -182,8 +205,8 @@ impl Link {
         *self.lost_at.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         let held = self.live.compare_and_swap(live, None);
         if held.as_ref().is_some_and(|held| Arc::ptr_eq(held, live)) {
-            self.metrics.redis_up.set(0);
-            warn!(what = self.what, why, "redis is lost: going on without it");
+            self.up.set(false);
+            warn!(link = self.link.as_str(), server = live.server, why, "redis is lost: going on without it");
             self.lost.notify_one();
         }
     }
@@ -195,27 +218,30 @@ impl Link {
 
 /// Keeps `link` connected for ever; on a connection as many as `most` commands may wait.
 pub(super) async fn keep(link: Arc<Link>, client: Client, probe: Probe, budget: Duration, most: usize) {
-    let what = link.what;
+    let name = link.link.as_str();
     let mut wait = FIRST_WAIT;
     let mut failures = 0_u32;
     let mut greeting = &probe.first;
     loop {
         match connect(&client, greeting, budget, most).await {
-            Ok(connection) => {
-                info!(what, failures, "redis is reachable");
-                wait = FIRST_WAIT;
+            Ok((connection, server)) => {
+                info!(link = name, server, failures, "redis is reachable");
                 failures = 0;
                 let since = Instant::now();
-                let live = Arc::new(Live { connection, since, timeouts: AtomicU32::new(0) });
+                let live = Arc::new(Live { connection, server, since, timeouts: AtomicU32::new(0) });
                 link.live.store(Some(Arc::clone(&live)));
-                link.metrics.redis_up.set(1);
+                link.up.set(true);
                 link.connected.send_replace(Some(since));
                 watch(&link, &live, &probe.again, budget).await;
+                // one that is lost again and again is not asked for all the time
+                if since.elapsed() > LONGEST_WAIT {
+                    wait = FIRST_WAIT;
+                }
             }
             Err(error) => {
                 link.metrics.redis_error("connect");
                 if failures == 0 {
-                    warn!(what, error, "redis cannot be reached: going on without it");
+                    warn!(link = name, server = %client.address(), error, "redis cannot be reached: going on without it");
                 }
                 failures = failures.saturating_add(1);
             }
@@ -227,54 +253,51 @@ pub(super) async fn keep(link: Arc<Link>, client: Client, probe: Probe, budget: 
 }
 
 /// Returns when `live` is lost.
-async fn watch(link: &Link, live: &Arc<Live>, probe: &Cmd, budget: Duration) {
+async fn watch(link: &Link, live: &Arc<Live>, command: &Cmd, budget: Duration) {
+    let mut silent = 0_u32;
     while link.holds(live) {
         tokio::select! {
-            () = link.lost.notified() => {}
-            () = sleep(PROBE_EVERY) => match link.run_on(live, probe, budget).await {
+            () = link.lost.notified() => continue,
+            () = link.doubted.notified() => {}
+            () = sleep(PROBE_EVERY) => {}
+        }
+        let mut connection = live.connection.clone();
+        match link.reply(live, probe(&mut connection, command), budget).await {
+            Ok(_) => {
+                silent = 0;
                 // again and again, because the link that a reload has replaced tells of its end in the same gauge
-                Ok(_) => link.metrics.redis_up.set(1),
-                // it cannot be used any more, e.g. a master that has become a replica
-                Err(StoreError::Reply) => link.lose(live, "it refuses the probe"),
-                Err(_) => {}
+                link.up.set(true);
             }
+            // it cannot be used any more
+            Err(StoreError::Reply) => link.lose(live, "it refuses the probe"),
+            // of a cluster it is one of many that hangs: the others' replies make up for no timeout of a probe
+            Err(StoreError::Timeout) => {
+                silent += 1;
+                if silent >= TIMEOUTS {
+                    link.lose(live, "probes time out");
+                }
+            }
+            Err(_) => {}
         }
     }
 }
 
-/// A connection on which the reply to `greeting` came in time.
+/// A connection on which the replies to `greeting` came in time, and to which server.
 async fn connect(
     client: &Client,
     greeting: &Cmd,
     budget: Duration,
     most: usize,
-) -> Result<MultiplexedConnection, String> {
-    let config = AsyncConnectionConfig::new()
-        .set_connection_timeout(None)
-        .set_response_timeout(None)
-        .set_pipeline_buffer_size(most);
-    let connecting = client.get_multiplexed_async_connection_with_config(&config);
-    let mut connection = timeout(CONNECT_BUDGET, connecting)
-        .await
-        .map_err(|_| "no connection in time".to_owned())?
-        .map_err(|error| told(&error))?;
-    timeout(budget, greeting.query_async::<Value>(&mut connection))
+) -> Result<(Connection, String), String> {
+    let (mut connection, server) = client.connect(most).await?;
+    timeout(budget, probe(&mut connection, greeting))
         .await
         .map_err(|_| "no reply in time".to_owned())?
         .map_err(|error| told(&error))?;
-    Ok(connection)
+    Ok((connection, server))
 }
 
-/// True for an error the server replied with: the connection is sound.
-fn is_reply(error: &RedisError) -> bool {
-    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
-}
-
-/// What may be logged of an error: never its detail, which can hold what was sent.
-fn told(error: &RedisError) -> String {
-    match error.code() {
-        _ if error.is_io_error() => error.to_string(),
-        Some(code) => format!("{}: {code}", error.category()),
-        None => error.category().to_owned(),
-    }
+async fn probe(connection: &mut Connection, command: &Cmd) -> RedisResult<Value> {
+    connection.check().await?;
+    connection.ask(command).await
 }

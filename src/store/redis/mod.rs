@@ -3,23 +3,32 @@
 //! A command waits for its reply no longer than its budget and no command waits for a connection: there is one, or the
 //! store is down. How many commands and bytes wait for replies is bounded; what is over the bound is refused at once.
 
+mod address;
+mod client;
+mod connection;
 pub(super) mod limits;
 mod link;
 mod revoked;
+mod script;
+#[cfg(test)]
+mod tests;
 pub(super) mod turns;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Client, Cmd, IntoConnectionInfo, TlsCertificates, Value};
+use ::redis::{Cmd, ErrorKind, RedisError, ServerErrorKind, Value};
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, unconstrained};
 
-use super::{Entry, Key, LimitTiming, RedisSettings, StoreError, Timing};
+use super::{BadRedis, Entry, Key, LimitTiming, RedisSettings, StoreError, Timing};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::RedisLink;
+use address::Address;
+use client::Client;
 use limits::SharedLimits;
 use link::{Link, Probe, keep};
 use turns::SharedTurns;
@@ -29,7 +38,9 @@ const READS: usize = 1024;
 /// Puts that may wait for replies at once; each holds a value.
 const WRITES: usize = 64;
 /// Time budget of a put: no client waits for it.
-const WRITE_BUDGET: Duration = Duration::from_secs(1);
+const WRITE_BUDGET: Duration = LONGEST_BUDGET;
+/// The longest time budget there is, if the configured one is not longer.
+const LONGEST_BUDGET: Duration = Duration::from_secs(1);
 
 pub(super) struct Redis {
     client: Client,
@@ -57,31 +68,46 @@ impl fmt::Display for BadUrl {
 
 impl std::error::Error for BadUrl {}
 
-pub(super) fn check_url(url: &str) -> Result<(), BadUrl> {
-    let told = "this is not a Redis URL; write redis://host:port/db, or rediss://host:port/db for TLS";
-    url.into_connection_info().map(drop).map_err(|_| BadUrl(told.to_owned()))
-}
-
-fn client(settings: &RedisSettings) -> Result<Client, BadUrl> {
-    check_url(&settings.url)?;
-    let url = settings.url.as_str();
-    let opened = match &settings.ca_file {
-        None => Client::open(url),
-        Some(file) => {
-            let authorities = std::fs::read(file)
-                .map_err(|error| BadUrl(format!("cannot read the ca_file {}: {error}", file.display())))?;
-            Client::build_with_tls(url, TlsCertificates { client_tls: None, root_cert: Some(authorities) })
+/// Whether it can be used; nobody is asked and no file is read.
+pub(super) fn check(settings: &RedisSettings) -> Result<(), BadRedis> {
+    let RedisSettings { url, sentinel, timeout: _, prefix, ca_file } = settings;
+    let bad = |field, why: &str| Err(BadRedis { field, why: BadUrl(why.to_owned()) });
+    let address = Address::read(url).map_err(|why| BadRedis { field: "url", why })?;
+    if !matches!(address, Address::Sentinel { .. }) {
+        if sentinel.username.is_some() {
+            return bad(
+                "sentinel_username",
+                "is for Sentinels, and the url names none: it begins with redis+sentinel://",
+            );
         }
-    };
-    opened.map_err(|error| BadUrl(format!("cannot use this Redis: {}", error.category())))
+        if sentinel.password.is_some() {
+            return bad(
+                "sentinel_password",
+                "is for Sentinels, and the url names none: it begins with redis+sentinel://",
+            );
+        }
+    }
+    if ca_file.is_some() && !address.is_tls() {
+        return bad("ca_file", "is for TLS, and the url is without: begin it with rediss instead of redis");
+    }
+    // what stands in the first braces decides the slot of a key, and braces with nothing in them that it is the whole key
+    if matches!(address, Address::Cluster(_)) && prefix.split_once('{').is_some_and(|(_, rest)| rest.starts_with('}')) {
+        return bad("prefix", "holds {}, which would scatter keys that belong together over the cluster");
+    }
+    Ok(())
 }
 
 impl Redis {
     pub(super) fn new(settings: &RedisSettings, max_entry: u64, metrics: Arc<Metrics>) -> Result<Self, BadUrl> {
-        let client = client(settings)?;
-        let link = Arc::new(Link::new("values", Arc::clone(&metrics)));
-        let keeper =
-            tokio::spawn(keep(Arc::clone(&link), client.clone(), Probe::ping(), settings.timeout, READS + WRITES));
+        let client = Client::new(settings)?;
+        let link = Arc::new(Link::new(RedisLink::Values, &metrics));
+        let keeper = tokio::spawn(keep(
+            Arc::clone(&link),
+            client.clone(),
+            Probe::write(&settings.prefix),
+            settings.timeout,
+            READS + WRITES,
+        ));
         Ok(Self {
             client,
             settings: settings.clone(),
@@ -166,6 +192,30 @@ impl Redis {
 impl Drop for Redis {
     fn drop(&mut self) {
         self.keeper.abort();
+    }
+}
+
+/// True for an error the server replied with: the connection is sound.
+fn is_reply(error: &RedisError) -> bool {
+    matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
+}
+
+/// True if what replied is not (any more) who is to be asked: a replica, a server that may not write, no whole cluster.
+fn is_turned_away(error: &RedisError) -> bool {
+    use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
+    match error.kind() {
+        ErrorKind::Server(kind) => matches!(kind, BusyLoading | ClusterDown | MasterDown | ReadOnly),
+        ErrorKind::Extension => matches!(error.code(), Some("NOREPLICAS" | "MISCONF")),
+        _ => false,
+    }
+}
+
+/// What may be logged of an error: never its detail, which can hold what was sent.
+fn told(error: &RedisError) -> String {
+    match error.code() {
+        _ if error.is_io_error() => error.to_string(),
+        Some(code) => format!("{}: {code}", error.category()),
+        None => error.category().to_owned(),
     }
 }
 

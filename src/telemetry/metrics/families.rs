@@ -48,7 +48,7 @@ pub(super) struct Families {
     pub(super) cache: IntCounterVec,
     pub(super) cache_entries: IntGauge,
     pub(super) cache_bytes: IntGauge,
-    pub(super) redis_up: IntGauge,
+    pub(super) redis_up: IntGaugeVec,
     pub(super) redis_errors: IntCounterVec,
     pub(super) redis_duration: Histogram,
     pub(super) turns: IntCounterVec,
@@ -115,7 +115,7 @@ impl Families {
             cache: counters(r, "cache_requests_total", "Cacheable requests by what the cache did", &["result"]),
             cache_entries: gauge(r, "cache_entries", "Answers in the in-process cache"),
             cache_bytes: gauge(r, "cache_bytes", "Bytes of answers in the in-process cache"),
-            redis_up: gauge(r, "redis_up", "1 if the last Redis command or probe succeeded (no Redis configured: 0)"),
+            redis_up: gauges(r, "redis_up", "1 while this connection to Redis works: values (answers, revoked keys), turns, limits (no Redis configured: none)", &["link"]),
             redis_errors: counters(r, "redis_errors_total", "Redis commands that failed, by reason", &["reason"]),
             redis_duration: histogram(r, "redis_duration_seconds", "Redis commands, from call to reply", SHORT),
             // turns

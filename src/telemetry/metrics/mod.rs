@@ -6,6 +6,7 @@
 mod families;
 mod handles;
 mod keys;
+mod link;
 mod turns;
 
 use std::collections::HashMap;
@@ -20,6 +21,7 @@ use families::Families;
 pub use handles::{CacheResult, Gauged, ListenerMetrics, RouteMetrics, UpstreamMetrics};
 use keys::KeyFamilies;
 pub use keys::{Decision, KeyMetrics};
+pub use link::{LinkUp, RedisLink};
 pub use turns::TurnMetrics;
 
 /// The media type of [`Metrics::encode`].
@@ -43,7 +45,6 @@ pub struct Metrics {
     pub cache_bytes: IntGauge,
     /// Gateways alive, this one included.
     pub limit_gateways: IntGauge,
-    pub redis_up: IntGauge,
     pub redis_duration: Histogram,
     pub config_loaded: Gauge,
     pub log_dropped: IntCounter,
@@ -82,7 +83,6 @@ impl Metrics {
             cache_entries: families.cache_entries.clone(),
             cache_bytes: families.cache_bytes.clone(),
             limit_gateways: families.limit_gateways.clone(),
-            redis_up: families.redis_up.clone(),
             redis_duration: families.redis_duration.clone(),
             config_loaded: families.config_loaded.clone(),
             log_dropped: families.log_dropped.clone(),

@@ -18,14 +18,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use ::redis::{Client, Script, Value};
+use ::redis::Value;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::LONGEST_BUDGET;
+use super::client::Client;
 use super::link::{Link, Probe, keep};
+use super::script::Script;
 use crate::store::{Ask, Charged, Known, Ledger, LimitTiming, RedisSettings, Spender, StoreError, Tally};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::RedisLink;
 pub use leases::Lease;
 use leases::Leases;
 use reply::{Asked, charged, number, read};
@@ -34,7 +38,7 @@ use upkeep::AT_ONCE;
 /// Calls that may wait for replies at once.
 const CALLS: usize = 4096;
 /// Time budget of what no request waits for.
-const UPKEEP_BUDGET: Duration = Duration::from_secs(1);
+const UPKEEP_BUDGET: Duration = LONGEST_BUDGET;
 
 static COUNT: LazyLock<Script> =
     LazyLock::new(|| Script::new(concat!(include_str!("budget.lua"), include_str!("count.lua"))));
@@ -62,9 +66,9 @@ struct Inner {
 impl SharedLimits {
     /// Begins to connect. Must be called within a tokio runtime.
     pub(super) fn open(client: Client, settings: &RedisSettings, timing: LimitTiming, metrics: Arc<Metrics>) -> Self {
-        let link = Arc::new(Link::new("limits", Arc::clone(&metrics)));
-        let keeper =
-            tokio::spawn(keep(Arc::clone(&link), client, Probe::ping(), settings.timeout, CALLS + 2 * AT_ONCE));
+        let link = Arc::new(Link::new(RedisLink::Limits, &metrics));
+        let probe = Probe::write(&settings.prefix);
+        let keeper = tokio::spawn(keep(Arc::clone(&link), client, probe, settings.timeout, CALLS + 2 * AT_ONCE));
         let inner = Arc::new(Inner {
             link,
             prefix: settings.prefix.as_str().into(),

@@ -1,9 +1,9 @@
 use std::collections::HashSet;
 
-use ::redis::{FromRedisValue, cmd};
+use ::redis::{Client, FromRedisValue, cmd};
 
 use super::*;
-use crate::store::tests::{eventually, server::RedisServer};
+use crate::store::tests::{eventually, redis_at, server::RedisServer};
 use crate::store::{Account, Pace, Settings, Store, Verdict};
 
 const HOUR: Duration = Duration::from_hours(1);
@@ -13,7 +13,7 @@ const QUICK: LimitTiming = LimitTiming { lease: Duration::from_millis(300), aliv
 
 /// A gateway's view of `server`, connected.
 async fn gateway(server: &RedisServer, timing: LimitTiming, budget: Duration) -> (Arc<SharedLimits>, Arc<Metrics>) {
-    let redis = RedisSettings { url: server.url(), timeout: budget, prefix: "test:".into(), ca_file: None };
+    let redis = redis_at(server.url(), budget);
     let settings = Settings { redis: Some(redis), max_entry: 0, max_total: 0 };
     let metrics = Arc::new(Metrics::new());
     let store = Store::new(settings, &metrics, None).unwrap();
@@ -328,8 +328,7 @@ async fn what_a_gateway_knows_is_taken_by_a_redis_that_knows_less_and_what_it_ow
 #[tokio::test]
 async fn to_read_what_is_used_writes_nothing_not_even_over_what_has_lapsed() {
     let server = RedisServer::start();
-    let redis =
-        RedisSettings { url: server.url(), timeout: Duration::from_secs(10), prefix: "test:".into(), ca_file: None };
+    let redis = redis_at(server.url(), Duration::from_secs(10));
     let settings = Settings { redis: Some(redis), max_entry: 0, max_total: 0 };
     let store = Store::new(settings, &Arc::new(Metrics::new()), None).unwrap();
     eventually("it is connected", async || store.revocations().await.is_ok()).await;

@@ -4,11 +4,11 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use ::redis::{Cmd, Script, Value, cmd};
+use ::redis::{Cmd, Value, cmd};
 use futures_util::future::join_all;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use super::{Inner, UPKEEP_BUDGET, milliseconds};
+use super::{Inner, Script, UPKEEP_BUDGET, milliseconds};
 use crate::store::Spender;
 
 /// What is told of at once.

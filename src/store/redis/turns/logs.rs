@@ -5,11 +5,11 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::script::{APPEND, BEGIN, HEARTBEAT, READ, Reply};
-use super::{SharedTurns, milliseconds};
+use super::{LONGEST_BUDGET, SharedTurns, milliseconds};
 use crate::store::{Appended, Cursor, Index, Piece, Read, StoreError, TurnId};
 
 /// Time budget of an append: no client waits for it.
-const APPEND_BUDGET: Duration = Duration::from_secs(1);
+const APPEND_BUDGET: Duration = LONGEST_BUDGET;
 /// Pieces of a log at most.
 const MOST_PIECES: usize = 256 * 1024;
 /// Bytes that are read at once, about.

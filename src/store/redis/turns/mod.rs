@@ -7,11 +7,12 @@
 //!
 //! # Where keys lie
 //!
-//! All keys of one call are in one hash slot, so that the scripts run on a Redis Cluster as well (the link would have to
-//! speak to one). What belongs to a turn lies under the first two bytes of its id, which come from the tag that the id
+//! All keys of one call are in one hash slot, so that the scripts run on a Redis Cluster as well. What belongs to a turn lies under the first two bytes of its id, which come from the tag that the id
 //! was made with: `{ab12}`. Turns that are found by the same indexes are made with the same tag, and an index is looked
 //! for under its tag: e.g. the digest of the client's key for all that it sends, or an index itself as its own tag, if
-//! it stands alone. All lanes lie in one slot, `{all}`, beside the epoch that guards them; they are small.
+//! it stands alone. All lanes lie in one slot, `{all}`, beside the epoch that guards them; they are small. In a cluster the
+//! epoch is of the primary that has them; whatever another one has lost is told to it again, because a connection to it
+//! that breaks breaks the whole.
 //!
 //! # When Redis comes back empty
 //!
@@ -30,15 +31,19 @@ mod tests;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ::redis::{Client, Cmd, ScriptInvocation, Value, cmd};
+use ::redis::{Cmd, Value, cmd};
 use bytes::Bytes;
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use super::LONGEST_BUDGET;
+use super::client::Client;
 use super::link::{Link, Probe, keep};
+use super::script::Call;
 use crate::store::{Claim, Found, Index, LONGEST_NOTE, MOST_FOUND, RedisSettings, StoreError, Timing, TurnId};
 use crate::telemetry::Metrics;
+use crate::telemetry::metrics::RedisLink;
 use script::{ALSO, CLAIM, EPOCH, RELEASE, Reply};
 
 /// Calls that may wait for replies at once.
@@ -62,7 +67,7 @@ pub struct SharedTurns {
 
 impl SharedTurns {
     pub(super) fn open(client: Client, settings: &RedisSettings, timing: Timing, metrics: Arc<Metrics>) -> Self {
-        let link = Arc::new(Link::new("turns", Arc::clone(&metrics)));
+        let link = Arc::new(Link::new(RedisLink::Turns, &metrics));
         let budget = settings.timeout.max(LEAST_BUDGET);
         let epoch = epoch_key(&settings.prefix);
         let epoch = |is_again: u8| -> Cmd {
@@ -197,13 +202,13 @@ impl SharedTurns {
         self.call(&call).await.map(drop)
     }
 
-    async fn call(&self, script: &ScriptInvocation<'_>) -> Result<Value, StoreError> {
+    async fn call(&self, script: &Call<'_>) -> Result<Value, StoreError> {
         let _permit = self.permit(&self.calls)?;
         self.link.invoke(script, self.budget).await
     }
 
     /// A call that is replied to with yes or no.
-    async fn yes(&self, script: &ScriptInvocation<'_>) -> Result<bool, StoreError> {
+    async fn yes(&self, script: &Call<'_>) -> Result<bool, StoreError> {
         match self.call(script).await? {
             Value::Int(yes) => Ok(yes == 1),
             _ => self.understood(None),

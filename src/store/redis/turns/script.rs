@@ -5,9 +5,10 @@
 
 use std::sync::LazyLock;
 
-use ::redis::{Script, Value};
+use ::redis::Value;
 use bytes::Bytes;
 
+use super::super::script::Script;
 use crate::store::{Found, TurnId};
 
 macro_rules! scripts {

@@ -255,8 +255,7 @@ async fn what_redis_restored_from_long_ago_does_not_take_a_lane_from_its_holder(
 #[tokio::test]
 async fn a_redis_that_hangs_costs_a_turn_its_budget_and_no_more() {
     let server = RedisServer::start();
-    let redis =
-        RedisSettings { url: server.url(), timeout: Duration::from_millis(1), prefix: "test:".into(), ca_file: None };
+    let redis = redis_at(server.url(), Duration::from_millis(1));
     let settings = Settings { redis: Some(redis), max_entry: 0, max_total: 0 };
     let turns = Store::new(settings, &Arc::new(Metrics::new()), None).unwrap().shared_turns().unwrap();
     turns.reconnected(None).await;

@@ -3,10 +3,10 @@ mod logs;
 
 use std::collections::HashSet;
 
-use ::redis::{FromRedisValue, cmd};
+use ::redis::{Client, FromRedisValue, cmd};
 
 use super::*;
-use crate::store::tests::{eventually, server::RedisServer};
+use crate::store::tests::{eventually, redis_at, server::RedisServer};
 use crate::store::{Appended, Piece, Settings, Store};
 
 const TAG: Index = [0xab; 32];
@@ -19,8 +19,7 @@ const PATIENT: Timing = Timing { lease: LONG, presence: LONG, owner: LONG, grace
 
 /// A gateway's view of `server`, connected.
 async fn gateway(server: &RedisServer, timing: Timing) -> Arc<SharedTurns> {
-    let redis =
-        RedisSettings { url: server.url(), timeout: Duration::from_secs(5), prefix: "test:".into(), ca_file: None };
+    let redis = redis_at(server.url(), Duration::from_secs(5));
     let settings = Settings { redis: Some(redis), max_entry: 0, max_total: 0 };
     let store = Store::new(settings, &Arc::new(Metrics::new()), None).unwrap();
     let turns = store.shared_turns_with(timing).unwrap();
@@ -189,12 +188,8 @@ async fn a_connection_made_again_is_told_and_none_is_missed() {
 #[tokio::test]
 async fn a_reload_that_keeps_redis_keeps_what_is_shared() {
     let server = RedisServer::start();
-    let redis = |prefix: &str| RedisSettings {
-        url: server.url(),
-        timeout: Duration::from_secs(5),
-        prefix: prefix.into(),
-        ca_file: None,
-    };
+    let redis =
+        |prefix: &str| RedisSettings { prefix: prefix.into(), ..redis_at(server.url(), Duration::from_secs(5)) };
     let metrics = Arc::new(Metrics::new());
     let store = |prefix, max_entry, previous| {
         let settings = Settings { redis: Some(redis(prefix)), max_entry, max_total: 0 };
