@@ -16,7 +16,8 @@ fn store(url: &str, limits: &str, timeout: &str) -> String {
     format!("plans:\n  standard: {{ {limits} }}\nstore: {{ redis: {{ url: \"{url}\", timeout: {timeout} }} }}\n")
 }
 
-async fn all_are_up(proxies: &[Proxy]) {
+/// Waits until each of the three connections of each is there.
+pub(crate) async fn all_are_up(proxies: &[Proxy]) {
     for proxy in proxies {
         for link in ["values", "turns", "limits"] {
             proxy.metric_is(&format!("letta_gateway_redis_up{{link=\"{link}\"}}"), 1.0).await;

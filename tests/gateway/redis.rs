@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::failover::all_are_up;
 use crate::redis_server::RedisServer;
 use crate::support::{AGENT, Answer, PATIENCE, Proxy, Replica, gateway, json, letta_answer};
 
@@ -101,6 +102,7 @@ async fn requests_go_on_while_redis_is_gone_and_it_is_used_again_when_it_is_back
     server.restart();
     proxy.metric_is(UP, 1.0).await;
     hit(&proxy).await;
+    all_are_up(std::slice::from_ref(&proxy)).await;
     assert_eq!(readiness(&proxy).await.1["status"], "ready");
 }
 
@@ -128,6 +130,7 @@ async fn a_redis_that_hangs_costs_a_few_requests_their_budget_and_then_none() {
     server.wake();
     proxy.metric_is(UP, 1.0).await;
     hit(&proxy).await;
+    all_are_up(std::slice::from_ref(&proxy)).await;
     assert_eq!(readiness(&proxy).await.1["status"], "ready");
 }
 
