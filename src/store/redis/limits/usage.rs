@@ -8,8 +8,9 @@ use futures_util::future::try_join_all;
 
 use super::reply::number;
 use super::upkeep::AT_ONCE;
-use super::{Script, UPKEEP_BUDGET, budget_key, key, milliseconds};
+use super::{UPKEEP_BUDGET, budget_key, key, milliseconds};
 use crate::store::redis::Redis;
+use crate::store::redis::script::Script;
 use crate::store::{Account, StoreError, Used};
 
 static USAGE: LazyLock<Script> = LazyLock::new(|| Script::new(include_str!("usage.lua")));
