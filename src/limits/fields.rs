@@ -71,12 +71,12 @@ impl Told {
         }
         let mut text = Text(Vec::with_capacity(96));
         // where of the rate of which the least is left
-        let mut least: Option<(&Left, Range<usize>, Range<usize>)> = None;
+        let mut least: Option<(&Left, &HeaderValue, Range<usize>, Range<usize>)> = None;
         for (window, rate) in terms.rates.iter().zip(left) {
             let remaining = text.remaining(&window.name, rate.remaining.into());
             let reset = text.reset(rate.reset);
             if least.as_ref().is_none_or(|(least, ..)| (rate.remaining, least.reset) < (least.remaining, rate.reset)) {
-                least = Some((rate, remaining, reset));
+                least = Some((rate, &window.holds, remaining, reset));
             }
         }
         if let Some(places) = places {
@@ -88,9 +88,9 @@ impl Told {
         }
         let text = Bytes::from(text.0);
         let part = |range| HeaderValue::from_maybe_shared(text.slice(range)).ok();
-        let least = least.and_then(|(rate, remaining, reset)| {
+        let least = least.and_then(|(rate, holds, remaining, reset)| {
             let reset = if rate.reset.is_zero() { SOON } else { part(reset)? };
-            Some(Least { limit: HeaderValue::from(rate.limit), remaining: part(remaining)?, reset })
+            Some(Least { limit: holds.clone(), remaining: part(remaining)?, reset })
         });
         // names and numbers only
         Some(Self { policy: terms.policy.clone(), left: part(0..text.len())?, least })

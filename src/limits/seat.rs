@@ -18,8 +18,8 @@ pub struct Seat {
     refusal: Option<Box<Refusal>>,
     /// Where the turn that it starts is charged.
     bill: Option<Bill>,
-    /// Whose it is.
-    of: Whose,
+    /// Whose it is; None: nothing depends on it.
+    of: Option<Whose>,
 }
 
 #[derive(Clone)]
@@ -31,7 +31,12 @@ pub(super) struct Whose {
 
 impl Seat {
     pub(super) fn new(place: Option<Permit>, refusal: Option<Box<Refusal>>, bill: Option<Bill>, of: Whose) -> Self {
-        Self { place, refusal, bill, of }
+        Self { place, refusal, bill, of: Some(of) }
+    }
+
+    /// A place and nothing else: of a request that starts no turn.
+    pub(super) fn plain(place: Permit) -> Self {
+        Self { place: Some(place), refusal: None, bill: None, of: None }
     }
 
     /// Where the turn that this request starts is charged, if its key has budgets. To be asked for once.
@@ -41,7 +46,12 @@ impl Seat {
 
     /// The place. An error: there is none, or nothing is left of a budget, and only a request that starts no turn goes on.
     pub fn take(self) -> Result<Permit, Error> {
-        let Self { place, refusal, of: Whose { terms, account, metrics }, .. } = self;
+        let Self { place, refusal, of, .. } = self;
+        let (place, Whose { terms, account, metrics }) = match (place, of) {
+            (Some(place), None) => return Ok(place),
+            (None, None) => return Err(Error::Internal("a place that is none".into())),
+            (place, Some(of)) => (place, of),
+        };
         let refusal = match (&place, refusal) {
             (Some(_), None) => None,
             (_, Some(refusal)) => Some(refusal),

@@ -118,7 +118,8 @@ impl Limits {
         asking: Asking,
     ) -> Result<(Seat, Option<Told>), Error> {
         let allowance = self.table.allowances.get(key).ok_or_else(|| Error::Internal("a key without a plan".into()))?;
-        let account = self.table.account(allowance, agent);
+        let of_agent = self.table.account_at(allowance, agent);
+        let account = of_agent.as_ref().unwrap_or(&allowance.account);
         let terms = &allowance.terms;
         // without a store that is there, what is known here is no ceiling of what the gateways give together
         let turned_away = match &self.shared {
@@ -128,16 +129,21 @@ impl Limits {
         let counted = match &self.shared {
             _ if let Some(refusal) = turned_away => Err(NotCounted::Refused(refusal)),
             None => account.count(terms, asking, ALONE).map_err(NotCounted::Refused),
-            Some(shared) => Box::pin(shared.count(&account, terms, asking)).await,
+            Some(shared) => Box::pin(shared.count(account, terms, asking)).await,
         };
-        let counted = counted.or_else(|why| allowance.not_counted(&account, why))?;
+        let counted = counted.or_else(|why| allowance.not_counted(account, why))?;
         let told = Told::new(terms, &counted);
         allowance.metrics.admitted().inc();
         let Counted { place, spent, budgets, .. } = counted;
         for (budget, remaining) in terms.budgets.iter().zip(&budgets) {
             allowance.metrics.budget_remaining(&budget.name, remaining.left);
         }
-        let place = place.map(|place| allowance.seated(&account, place));
+        let place = place.map(|place| allowance.seated(account, place));
+        let place = match place {
+            Some(place) if !asking.starts_turn && spent.is_none() => return Ok((Seat::plain(place), told)),
+            place => place,
+        };
+        let account = Arc::clone(account);
         let of = Whose { terms: Arc::clone(terms), account, metrics: Arc::clone(&allowance.metrics) };
         let bill = if asking.starts_turn { Bill::new(&of, self.shared.as_ref()) } else { None };
         Ok((Seat::new(place, spent, bill, of), told))
@@ -167,15 +173,14 @@ impl Limits {
 }
 
 impl Table {
-    /// Whose account a request counts in.
-    fn account(&self, allowance: &Allowance, agent: Option<&str>) -> Arc<Account> {
+    /// The account that a request for `agent` counts in, if that is another than its key's.
+    fn account_at(&self, allowance: &Allowance, agent: Option<&str>) -> Option<Arc<Account>> {
         let terms = &allowance.terms;
-        let of_agent = agent.filter(|_| terms.scope == Scope::Agent).and_then(|agent| {
+        agent.filter(|_| terms.scope == Scope::Agent).and_then(|agent| {
             self.agents.account(&allowance.id, agent, terms, || {
                 account(spender(&["agent", &allowance.id, agent]), terms, None, Counter::new)
             })
-        });
-        of_agent.unwrap_or_else(|| Arc::clone(&allowance.account))
+        })
     }
 
     fn shared_account(&self, plan: &str) -> Option<(&Account, &Terms)> {

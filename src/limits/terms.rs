@@ -61,12 +61,18 @@ fn unit(what: Measure) -> &'static str {
 pub(super) struct RateWindow {
     pub name: Arc<str>,
     pub limit: Arc<RateLimit>,
+    /// What it holds, as `x-ratelimit-limit` tells it.
+    pub holds: HeaderValue,
 }
 
 impl Terms {
     /// `limit`: the limiter of a rate.
     pub(super) fn new(plan: &Plan, mut limit: impl FnMut(Rate) -> Arc<RateLimit>) -> Self {
-        let window = |rate: &Rate| RateWindow { name: rate_name(rate.per).into(), limit: limit(*rate) };
+        let window = |rate: &Rate| {
+            let limit = limit(*rate);
+            let holds = HeaderValue::from(limit.left(Duration::ZERO).limit);
+            RateWindow { name: rate_name(rate.per).into(), limit, holds }
+        };
         let rates: Box<[RateWindow]> = plan.rates.iter().map(window).collect();
         let budgets: Box<[BudgetWindow]> = plan.budgets.iter().map(BudgetWindow::new).collect();
         let fastest = rates.iter().map(|window| &window.limit).min_by_key(|limit| limit.period());
@@ -157,7 +163,7 @@ fn in_units(period: Duration) -> String {
 /// quota that is spent is whole again.
 fn policy(rates: &[RateWindow], in_flight: Option<u32>, budgets: &[BudgetWindow]) -> HeaderValue {
     let mut text = String::new();
-    for RateWindow { name, limit } in rates {
+    for RateWindow { name, limit, .. } in rates {
         let (burst, seconds) = (limit.burst(), limit.whole_after().as_secs_f64().ceil());
         let _ = write!(text, "{}\"{name}\";q={burst};w={seconds}", separator(&text));
     }

@@ -446,7 +446,7 @@ async fn durations_tell_lettas_time_from_the_gateways() {
     assert!(upstream >= 80.0 && total >= first + 40.0 && total <= took, "{line}");
     // what is not the one is the other, but for the microsecond each is cut to
     assert!((upstream + overhead - first).abs() <= 0.01, "{line}");
-    assert!(overhead > 0.0 && overhead < upstream, "{line}");
+    assert!(overhead > 0.0, "{line}");
 
     let route = "{method=\"POST\",route=\"/v1/agents/{agent_id}/messages/stream\"}";
     for (name, least, most) in [("request_duration_seconds", 0.12, took), ("time_to_first_byte_seconds", 0.08, took)] {
