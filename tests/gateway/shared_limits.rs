@@ -208,8 +208,10 @@ async fn a_redis_that_is_paused_and_woken_is_told_what_passed_without_it() {
     for proxy in &proxies {
         proxy.metric_is("letta_gateway_redis_up{link=\"limits\"}", 1.0).await;
     }
-    // with its next request it tells Redis what it gave meanwhile; before that the others would be given it, too
-    proxies[0].get(&agent()).await;
+    // Its own share is spent: what it lets pass now it has asked Redis for, and told it what it gave meanwhile. Before that
+    // the others would be given it, too.
+    let told = async { while proxies[0].get(&agent()).await.status != 200 {} };
+    tokio::time::timeout(crate::support::PATIENCE, told).await.expect("Redis is asked again");
     let all = async {
         // those that were under way when it hung were counted when it woke
         while a.count() < 160 {
