@@ -30,7 +30,7 @@ const RATELIMIT_LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit")
 const RATELIMIT_REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RATELIMIT_RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 
-/// Of bytes that were a value there is always one.
+/// Never sent: what an id is made of is a header value.
 const UNNAMED: HeaderValue = HeaderValue::from_static("none");
 /// A request id longer than this is replaced by one of the gateway's own.
 const LONGEST_REQUEST_ID: usize = 128;

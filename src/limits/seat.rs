@@ -12,14 +12,21 @@ use crate::error::{Error, Refusal};
 use crate::telemetry::metrics::{Decision, KeyMetrics};
 
 /// A place among the requests in flight of one key.
-pub struct Seat {
-    place: Option<Permit>,
-    /// Why the request must start no turn.
-    refusal: Option<Box<Refusal>>,
-    /// Where the turn that it starts is charged.
-    bill: Option<Bill>,
-    /// Whose it is; None: nothing depends on it.
-    of: Option<Whose>,
+pub struct Seat(Kind);
+
+enum Kind {
+    /// A place and nothing else: of a request that starts no turn.
+    Plain(Permit),
+    /// There may be none, or a budget may have nothing left; what that means is seen when it is taken.
+    Conditional {
+        place: Option<Permit>,
+        /// Why the request must start no turn.
+        refusal: Option<Box<Refusal>>,
+        /// Where the turn that it starts is charged.
+        bill: Option<Bill>,
+        /// Whose it is.
+        of: Whose,
+    },
 }
 
 #[derive(Clone)]
@@ -31,26 +38,26 @@ pub(super) struct Whose {
 
 impl Seat {
     pub(super) fn new(place: Option<Permit>, refusal: Option<Box<Refusal>>, bill: Option<Bill>, of: Whose) -> Self {
-        Self { place, refusal, bill, of: Some(of) }
+        Self(Kind::Conditional { place, refusal, bill, of })
     }
 
-    /// A place and nothing else: of a request that starts no turn.
     pub(super) fn plain(place: Permit) -> Self {
-        Self { place: Some(place), refusal: None, bill: None, of: None }
+        Self(Kind::Plain(place))
     }
 
     /// Where the turn that this request starts is charged, if its key has budgets. To be asked for once.
     pub fn bill(&mut self) -> Option<Bill> {
-        self.bill.take()
+        match &mut self.0 {
+            Kind::Plain(_) => None,
+            Kind::Conditional { bill, .. } => bill.take(),
+        }
     }
 
     /// The place. An error: there is none, or nothing is left of a budget, and only a request that starts no turn goes on.
     pub fn take(self) -> Result<Permit, Error> {
-        let Self { place, refusal, of, .. } = self;
-        let (place, Whose { terms, account, metrics }) = match (place, of) {
-            (Some(place), None) => return Ok(place),
-            (None, None) => return Err(Error::Internal("a place that is none".into())),
-            (place, Some(of)) => (place, of),
+        let (place, refusal, Whose { terms, account, metrics }) = match self.0 {
+            Kind::Plain(place) => return Ok(place),
+            Kind::Conditional { place, refusal, of, .. } => (place, refusal, of),
         };
         let refusal = match (&place, refusal) {
             (Some(_), None) => None,
@@ -72,6 +79,6 @@ impl Seat {
 
 impl fmt::Debug for Seat {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Seat").field("place", &self.place).finish_non_exhaustive()
+        f.write_str("Seat")
     }
 }
