@@ -5,9 +5,12 @@
 
 // The floor: used by all, uses nothing of ours but what stands above it.
 pub mod error; //     why the gateway answers in Letta's place: status, reason and side of each answer of its own
+pub mod crowd; //     what comes together goes on together
+pub mod socket; //    written to in one piece where the pieces are short
 pub mod dial; //      a connection to a replica, and whose fault it is if there is none
 pub mod body; //      bodies whole or streaming, counted permits, what is told when a *body* ends
 pub mod hop; //       what ends with the connection it came over
+pub mod packed; //    the fields of a head in one piece of memory, for those that are kept
 pub mod cutoff; //    the moment after which nothing in flight may go on
 pub mod letta; //     what is known of Letta: routes, targets, messages, replies, SSE framing
 pub mod telemetry; // the metrics registry with closed labels, the access log, diagnostics

@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::body::{Body, Request, RequestBody, Response};
+use crate::crowd::gather;
 use crate::error::{Error, Refusal, whole_seconds};
 use crate::listen::{Late, Peer};
 use crate::step::Handle;
@@ -88,6 +89,7 @@ impl<Next: Handle<Received>> Recorder<Next> {
         record.status = response.status().as_u16();
         response.headers_mut().insert(X_REQUEST_ID, record.request_id.clone());
         (self.grant_origin)(record.origin.as_ref(), response.headers_mut());
+        gather(self.sink.metrics.in_flight.get()).await;
         record.responded = Some(Instant::now());
         response.map(|body| body.watched(record))
     }

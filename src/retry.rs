@@ -7,13 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::Method;
+use http::{Method, Uri};
 use tower::retry::budget::{Budget as _, TpsBudget};
 
-use crate::body::{Request, Response};
+use crate::body::{Request, RequestBody, Response};
 use crate::error::Error;
 use crate::hygiene::Outbound;
 use crate::letta::routes::Route;
+use crate::packed::{pack, unpack};
 use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
 
@@ -82,7 +83,7 @@ where
 {
     async fn call(&self, outbound: Outbound, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let (request, route, subject) = outbound.into_parts();
-        let mut spare = spare(&request);
+        let mut spare = Spare::of(&request);
         let mut request = Some(request);
         let mut failed = Failed::default();
         self.budget.deposit();
@@ -112,7 +113,7 @@ where
             };
             let Some(outcome) = Self::outcome(&error, spare.is_some()) else { return Err(error) };
             if request.is_none() {
-                request = spare.take();
+                request = spare.take().map(Spare::request);
             }
             if request.is_none() || record.attempts >= MOST_ATTEMPTS {
                 return Err(error);
@@ -127,15 +128,32 @@ where
     }
 }
 
-/// A copy to send again once the first may have been read: of idempotent requests without a body alone.
-fn spare(request: &Request) -> Option<Request> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
-        return None;
+/// A request to send again once the first may have been read: an idempotent one without a body alone.
+struct Spare {
+    method: Method,
+    uri: Uri,
+    /// Packed: it is seldom needed, and a map of them costs several times as much.
+    fields: Vec<u8>,
+    body: RequestBody,
+}
+
+impl Spare {
+    fn of(request: &Request) -> Option<Self> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS) {
+            return None;
+        }
+        let body = request.body().again()?;
+        let mut fields = Vec::new();
+        pack(request.headers(), &mut fields);
+        Some(Self { method: request.method().clone(), uri: request.uri().clone(), fields, body })
     }
-    let body = request.body().again()?;
-    let mut copy = Box::new(http::Request::new(body));
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
+
+    fn request(self) -> Request {
+        let Self { method, uri, fields, body } = self;
+        let mut request = Box::new(http::Request::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = unpack(&fields.into(), 0);
+        request
+    }
 }

@@ -13,6 +13,7 @@ use super::reason::Reason;
 use super::shape::Live;
 use super::{Service, Stop, socket};
 use crate::body::{Counter, Permit};
+use crate::socket::OnePiece;
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// How long to wait when the process or the machine has no more file descriptors: doubled each time, up to the last.
@@ -91,7 +92,7 @@ pub(super) async fn accept<S: Service>(
 }
 
 async fn serve<S: Service>(connection: Connection<S>, stream: TcpStream, open: Open) {
-    connection.run(stream).await;
+    connection.run(OnePiece(stream)).await;
     drop(open);
 }
 

@@ -1,5 +1,6 @@
 //! What is told of one turn, whatever its HTTP status: how it came to this request, how it ended, what it cost.
 
+use std::ops::Deref;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -74,17 +75,14 @@ pub struct Facts {
     pub usage: Option<Usage>,
 }
 
-/// Written by the turn, read by the records of all its requests.
-#[derive(Default, Clone)]
-pub struct SharedFacts(Arc<Inner>);
-
+/// The facts of one turn and its exchange with a replica: written by the turn, read by the records of all its requests.
 #[derive(Default)]
-struct Inner {
+pub struct TurnFacts {
     facts: Mutex<Facts>,
     exchange: Mutex<Exchange>,
 }
 
-impl SharedFacts {
+impl TurnFacts {
     pub fn now(&self) -> Facts {
         *self.lock()
     }
@@ -95,7 +93,7 @@ impl SharedFacts {
 
     /// The replica that has the message, or was the last to be tried.
     pub fn upstream(&self) -> Option<Arc<UpstreamMetrics>> {
-        self.exchange().upstream
+        self.lock_exchange().upstream.clone()
     }
 
     pub fn goes_to(&self, upstream: &Arc<UpstreamMetrics>) {
@@ -112,10 +110,33 @@ impl SharedFacts {
     }
 
     fn lock_exchange(&self) -> MutexGuard<'_, Exchange> {
-        self.0.exchange.lock().unwrap_or_else(PoisonError::into_inner)
+        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Facts> {
-        self.0.facts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What has the facts of a turn: the turn itself.
+pub trait HasFacts: Send + Sync {
+    fn facts(&self) -> &TurnFacts;
+}
+
+/// The facts of a turn that others have a hand in.
+#[derive(Clone)]
+pub struct SharedFacts(Arc<dyn HasFacts>);
+
+impl SharedFacts {
+    pub fn of(turn: &Arc<impl HasFacts + 'static>) -> Self {
+        Self(Arc::clone(turn) as _)
+    }
+}
+
+impl Deref for SharedFacts {
+    type Target = TurnFacts;
+
+    fn deref(&self) -> &TurnFacts {
+        self.0.facts()
     }
 }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,6 +32,7 @@ use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
 use crate::listen::Peer;
+use crate::packed::{pack, size, unpack};
 use crate::step::Handle;
 use crate::store::TurnId;
 use crate::telemetry::Record;
@@ -44,8 +46,7 @@ const MOST_CLAIMS: u32 = 100;
 
 /// The message, to be sent as often as it takes until Letta has it.
 pub(super) struct Message {
-    pub uri: Uri,
-    pub headers: HeaderMap,
+    pub head: MessageHead,
     pub body: Bytes,
     pub route: &'static Route,
     pub subject: Option<Box<str>>,
@@ -53,17 +54,60 @@ pub(super) struct Message {
     pub key: Option<Arc<Key>>,
 }
 
-impl Message {
+/// The target and the fields of a message.
+pub(super) enum MessageHead {
+    /// In the buffer they were read into.
+    AsRead(Uri, HeaderMap),
+    /// The target, so many bytes long, then the fields.
+    Packed(usize, Bytes),
     /// It has been answered: nothing of it is wanted any more.
-    fn forget(&mut self) {
-        (self.uri, self.headers, self.body) = (Uri::default(), HeaderMap::new(), Bytes::new());
+    Forgotten,
+}
+
+impl MessageHead {
+    fn packed(uri: &Uri, headers: &HeaderMap) -> Self {
+        let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
+        let mut bytes = Vec::with_capacity(target.len() + size(headers));
+        bytes.extend_from_slice(target.as_bytes());
+        pack(headers, &mut bytes);
+        Self::Packed(target.len(), bytes.into())
     }
 
-    fn dispatch(&self) -> Dispatch {
+    /// What is to wait must not keep the buffer it was read into.
+    fn pack(&mut self) {
+        if let Self::AsRead(uri, headers) = self {
+            *self = Self::packed(uri, headers);
+        }
+    }
+
+    /// To be sent now; it stays here for the next time.
+    fn next_send(&mut self) -> (Uri, HeaderMap) {
+        match std::mem::replace(self, Self::Forgotten) {
+            Self::AsRead(uri, headers) => {
+                *self = Self::packed(&uri, &headers);
+                (uri, headers)
+            }
+            Self::Packed(target, bytes) => {
+                // what was a target is one
+                let uri = Uri::from_maybe_shared(bytes.slice(..target)).unwrap_or_default();
+                let headers = unpack(&bytes.slice(target..), 0);
+                *self = Self::Packed(target, bytes);
+                (uri, headers)
+            }
+            Self::Forgotten => Default::default(),
+        }
+    }
+}
+
+impl Message {
+    fn forget(&mut self) {
+        (self.head, self.body) = (MessageHead::Forgotten, Bytes::new());
+    }
+
+    fn dispatch(&mut self) -> Dispatch {
         let mut request = Box::new(http::Request::new(RequestBody::whole(self.body.clone())));
         *request.method_mut() = Method::POST;
-        *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
+        (*request.uri_mut(), *request.headers_mut()) = self.head.next_send();
         let Self { route, subject, peer, key, .. } = self;
         let parts = Parts { request, peer: *peer, route, subject: subject.clone(), key: key.clone() };
         Dispatch { parts: Box::new(parts) }
@@ -164,7 +208,10 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 self.sit()?;
                 Ok(Prepared::Ready(self.enter_lane().await?, None))
             }
-            Some(fleet) => Box::pin(self.prepare_among(fleet)).await,
+            Some(fleet) => {
+                self.message.head.pack();
+                Box::pin(self.prepare_among(fleet)).await
+            }
         }
     }
 
@@ -238,13 +285,16 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         }
     }
 
-    async fn enter_lane(&self) -> Result<Option<lane::Held>, Error> {
+    async fn enter_lane(&mut self) -> Result<Option<lane::Held>, Error> {
         let Some(bounds) = self.desk.settings.lane else { return Ok(None) };
         let entered = Instant::now();
         let Desk { lanes, fleet, .. } = &*self.desk;
         let lane = match lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
             Some(lane) => Ok(lane),
-            None => Box::pin(self.wait_for_lane(bounds)).await,
+            None => {
+                self.message.head.pack();
+                Box::pin(self.wait_for_lane(bounds)).await
+            }
         };
         // a lane that was free took no time that is worth telling
         let queued = match self.turn.log.phase() {
@@ -458,7 +508,7 @@ impl Unfinished {
         metrics.turns.duration.observe(turn.began.elapsed().saturating_sub(facts.queued).as_secs_f64());
         // Letta has refused it: it was not executed, and what repeats it is Letta's to answer
         let may_come_again =
-            outcome == Outcome::Refused && matches!(turn.log.head(), Some(Ok(head)) if head.status.is_client_error());
+            outcome == Outcome::Refused && turn.log.status().is_some_and(|status| status.is_client_error());
         if may_come_again {
             registry.forget(&turn);
             turn.log.end(ended);

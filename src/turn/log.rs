@@ -8,10 +8,11 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderMap, StatusCode};
+use smallvec::SmallVec;
 
 use crate::error::Error;
-use crate::hop::leave_buffer;
+use crate::packed::{pack, size, unpack};
 use crate::telemetry::record::Exchange;
 
 /// Bytes a reader may be behind once the log is over its bound.
@@ -30,10 +31,11 @@ pub(super) struct Head {
     pub exchange: Exchange,
 }
 
-/// A head as it is kept: a map of as few fields is five times as large.
+/// A head as it is kept.
 struct KeptHead {
     status: StatusCode,
-    fields: Box<[(HeaderName, HeaderValue)]>,
+    /// Packed.
+    fields: Bytes,
     exchange: Exchange,
 }
 
@@ -41,19 +43,59 @@ struct KeptHead {
 const MORE_FIELDS: usize = 8;
 
 impl KeptHead {
-    fn of(head: Head) -> Self {
-        let Head { status, mut headers, exchange } = head;
-        leave_buffer(&mut headers);
-        let fields = headers.iter().map(|(name, value)| (name.clone(), value.clone())).collect();
-        Self { status, fields, exchange }
+    fn of(head: &Head) -> Self {
+        let mut fields = Vec::new();
+        pack(&head.headers, &mut fields);
+        Self { status: head.status, fields: fields.into(), exchange: head.exchange.clone() }
+    }
+
+    /// The head and its body, in one piece of memory.
+    fn with_body(head: &Head, body: &[u8]) -> (Self, Bytes) {
+        let mut both = Vec::with_capacity(size(&head.headers) + body.len());
+        pack(&head.headers, &mut both);
+        let fields = both.len();
+        both.extend_from_slice(body);
+        let mut both = Bytes::from(both);
+        let body = both.split_off(fields);
+        (Self { status: head.status, fields: both, exchange: head.exchange.clone() }, body)
     }
 
     fn head(&self) -> Head {
-        let mut headers = HeaderMap::with_capacity(self.fields.len() + MORE_FIELDS);
-        for (name, value) in &self.fields {
-            headers.append(name, value.clone());
-        }
+        let headers = unpack(&self.fields, MORE_FIELDS);
         Head { status: self.status, headers, exchange: self.exchange.clone() }
+    }
+}
+
+/// What is kept of an answer, piece by piece. Most answers are one, and that needs no memory of its own.
+#[derive(Default)]
+struct Pieces {
+    front: Option<Bytes>,
+    /// Empty if there is no `front`.
+    rest: VecDeque<Bytes>,
+}
+
+impl Pieces {
+    fn push(&mut self, piece: Bytes) {
+        match self.front {
+            None => self.front = Some(piece),
+            Some(_) => self.rest.push_back(piece),
+        }
+    }
+
+    fn pop(&mut self) -> Option<Bytes> {
+        let next = self.rest.pop_front();
+        std::mem::replace(&mut self.front, next)
+    }
+
+    fn get(&self, at: usize) -> Option<&Bytes> {
+        match at.checked_sub(1) {
+            None => self.front.as_ref(),
+            Some(at) => self.rest.get(at),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &Bytes> {
+        self.front.iter().chain(&self.rest)
     }
 }
 
@@ -87,7 +129,9 @@ pub(super) struct Log {
 struct State {
     phase: Phase,
     head: Option<KeptHead>,
-    pieces: VecDeque<Bytes>,
+    /// The head as it came, for the first who asks: it need not be made again.
+    fresh: Option<Box<Head>>,
+    pieces: Pieces,
     /// Number of the first piece that is still there.
     first: usize,
     /// Bytes appended in all.
@@ -99,7 +143,7 @@ struct State {
     /// Bytes after which the answer has said all, if that is known: those its head promised, or those up to a stream's
     /// own end.
     told_at: Option<u64>,
-    readers: Vec<Option<Reader>>,
+    readers: SmallVec<[Option<Reader>; 1]>,
     /// Somebody has read it to its end.
     is_delivered: bool,
     /// The engine, if it waits for its readers.
@@ -162,8 +206,32 @@ impl State {
             return;
         }
         let needed = self.readers.iter().flatten().map(|reader| reader.next).min().unwrap_or(usize::MAX);
-        while self.first < needed && self.pieces.pop_front().is_some() {
+        while self.first < needed && self.pieces.pop().is_some() {
             self.first += 1;
+        }
+    }
+
+    /// Lets go of the head as it came if nobody follows, and of all of it if nobody can any more.
+    fn let_head_go(&mut self) {
+        if !self.is_left() {
+            return;
+        }
+        self.fresh = None;
+        // what is told of a log that lost its beginning is that, and no head
+        if !self.is_whole
+            && self.first > 0
+            && let Some(head) = &mut self.head
+        {
+            head.fields = Bytes::new();
+        }
+    }
+
+    fn head(&self) -> Option<Result<Head, Error>> {
+        match (&self.head, &self.ended) {
+            (Some(head), _) => Some(Ok(head.head())),
+            (None, Some(Ended::Failed(error) | Ended::Told(error))) => Some(Err(error.again())),
+            (None, Some(Ended::Whole)) => Some(Err(Error::Internal("a turn ended without an answer".into()))),
+            (None, None) => None,
         }
     }
 
@@ -182,14 +250,15 @@ impl Log {
         let state = State {
             phase: Phase::Waiting { ahead: 0 },
             head: None,
-            pieces: VecDeque::new(),
+            fresh: None,
+            pieces: Pieces::default(),
             first: 0,
             bytes: 0,
             buffer: BytesMut::new(),
             is_whole: true,
             ended: None,
             told_at: None,
-            readers: Vec::new(),
+            readers: SmallVec::new(),
             is_delivered: false,
             engine: None,
             teller: None,
@@ -225,7 +294,8 @@ impl Log {
     /// `length`: the answer's, if it is known.
     pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
-        state.head = Some(KeptHead::of(head));
+        state.head = Some(KeptHead::of(&head));
+        state.fresh = (!state.is_left()).then(|| Box::new(head));
         state.told_at = length;
         state.wake_readers();
     }
@@ -234,7 +304,7 @@ impl Log {
         let mut state = self.lock();
         let piece = state.written(data);
         state.bytes += data.len() as u64;
-        state.pieces.push_back(piece);
+        state.pieces.push(piece);
         if state.bytes > self.max {
             state.is_whole = false;
             state.trim();
@@ -244,12 +314,18 @@ impl Log {
 
     /// The whole answer at once.
     pub(super) fn fill(&self, head: Head, body: &[u8]) {
+        let (kept, body) = match body.len() as u64 <= self.max {
+            true => KeptHead::with_body(&head, body),
+            // it is given up before its head is
+            false => (KeptHead::of(&head), Bytes::copy_from_slice(body)),
+        };
         let mut state = self.lock();
-        state.head = Some(KeptHead::of(head));
+        state.head = Some(kept);
+        state.fresh = (!state.is_left()).then(|| Box::new(head));
         state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;
-            state.pieces.push_back(Bytes::copy_from_slice(body));
+            state.pieces.push(body);
             state.is_whole &= state.bytes <= self.max;
             state.trim();
         }
@@ -276,6 +352,7 @@ impl Log {
         let mut state = self.lock();
         state.is_whole = false;
         state.trim();
+        state.let_head_go();
     }
 
     /// Ready when more may be appended.
@@ -383,6 +460,7 @@ impl Log {
             state.is_delivered = true;
         }
         state.trim();
+        state.let_head_go();
         state.wake_engine();
         state.phase == Phase::Sent && state.is_abandoned()
     }
@@ -404,14 +482,17 @@ impl Log {
         reader.is_some_and(|reader| state.is_told(reader))
     }
 
-    /// The head, or why there is none; without waiting for it.
-    pub(super) fn head(&self) -> Option<Result<Head, Error>> {
-        head_of(&self.lock())
+    /// The status of the head, if there is one.
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        self.lock().head.as_ref().map(|head| head.status)
     }
 
     pub(super) fn poll_head(&self, place: usize, cx: &Context<'_>) -> Poll<Result<Head, Error>> {
         let mut state = self.lock();
-        match head_of(&state) {
+        if let Some(fresh) = state.fresh.take() {
+            return Poll::Ready(Ok(*fresh));
+        }
+        match state.head() {
             Some(head) => Poll::Ready(head),
             None => {
                 register(&mut state, place, cx);
@@ -450,20 +531,12 @@ impl Log {
         let mut state = self.lock();
         let state = &mut *state;
         let reader = state.readers.get_mut(place).and_then(Option::as_mut)?;
-        if !matches!(state.ended, Some(Ended::Whole)) || state.first != 0 || state.pieces.len() > 1 {
+        if !matches!(state.ended, Some(Ended::Whole)) || state.first != 0 || state.pieces.get(1).is_some() {
             return None;
         }
-        (reader.next, reader.read) = (state.pieces.len(), state.bytes);
-        Some(state.pieces.front().cloned().unwrap_or_default())
-    }
-}
-
-fn head_of(state: &State) -> Option<Result<Head, Error>> {
-    match (&state.head, &state.ended) {
-        (Some(head), _) => Some(Ok(head.head())),
-        (None, Some(Ended::Failed(error) | Ended::Told(error))) => Some(Err(error.again())),
-        (None, Some(Ended::Whole)) => Some(Err(Error::Internal("a turn ended without an answer".into()))),
-        (None, None) => None,
+        let whole = state.pieces.get(0).cloned();
+        (reader.next, reader.read) = (usize::from(whole.is_some()), state.bytes);
+        Some(whole.unwrap_or_default())
     }
 }
 

@@ -50,12 +50,22 @@ impl Inner {
     }
 
     fn remove(&mut self, turn: &Arc<Turn>) {
-        for index in turn.indexes() {
+        for index in turn.indexes().filter(|index| turn.streams || *index != turn.newest()) {
             if let Some(alike) = self.by.get_mut(&index) {
                 alike.retain(|other| !Arc::ptr_eq(other, turn));
                 if alike.is_empty() {
                     self.by.remove(&index);
                 }
+            }
+        }
+    }
+
+    /// Streams of its conversation that began before `turn` are not the newest turn there any more.
+    fn supersede(&mut self, turn: &Turn) {
+        if let Some(streams) = self.by.get_mut(&turn.newest()) {
+            streams.retain(|other| other.began > turn.began);
+            if streams.is_empty() {
+                self.by.remove(&turn.newest());
             }
         }
     }
@@ -102,7 +112,10 @@ impl Registry {
         for index in new.marks.all() {
             inner.add(index, new);
         }
-        inner.add(new.newest(), new);
+        // only a stream can be gone on with
+        if new.streams {
+            inner.add(new.newest(), new);
+        }
         Ok(None)
     }
 
@@ -133,6 +146,9 @@ impl Registry {
     /// `turn` is over and can be repeated for a window from now.
     pub(super) fn over(&self, turn: &Arc<Turn>, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
         let mut inner = self.lock();
+        if !turn.streams {
+            inner.supersede(turn);
+        }
         let bytes = turn.log.held() + OVERHEAD;
         inner.bytes += bytes;
         inner.over.push_back((now, bytes, Arc::clone(turn)));

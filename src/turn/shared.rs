@@ -14,18 +14,18 @@ use crate::error::Error;
 use crate::letta::routes::Sends;
 use crate::letta::sse;
 use crate::store::{SharedTurns, TurnId};
-use crate::telemetry::turn::{Part, SharedFacts};
+use crate::telemetry::turn::{HasFacts, Part, TurnFacts};
 
 pub(super) struct Turn {
     /// Names it among those of all gateways.
     pub id: TurnId,
     pub log: Log,
-    pub facts: SharedFacts,
+    pub facts: TurnFacts,
     pub marks: Marks,
     pub target: Target,
     pub sends: Sends,
     /// The id of the key that sent it.
-    pub key: Box<str>,
+    pub key: Arc<str>,
     /// Its client wants an event stream.
     pub streams: bool,
     /// Its client says that it is an attempt after the first.
@@ -43,12 +43,18 @@ pub(super) struct Turn {
     is_void: AtomicBool,
 }
 
+impl HasFacts for Turn {
+    fn facts(&self) -> &TurnFacts {
+        &self.facts
+    }
+}
+
 /// What a turn is made of.
 pub(super) struct Beginning<'a> {
     pub marks: Marks,
     pub target: Target,
     pub sends: Sends,
-    pub key: &'a str,
+    pub key: &'a Arc<str>,
     pub streams: bool,
     pub is_retry: bool,
     pub began: Instant,
@@ -71,11 +77,11 @@ impl Turn {
             newest: marks::newest(key, target.id()),
             id,
             log: Log::new(max_log),
-            facts: SharedFacts::default(),
+            facts: TurnFacts::default(),
             marks,
             target,
             sends,
-            key: key.into(),
+            key: Arc::clone(key),
             streams,
             is_retry,
             began,

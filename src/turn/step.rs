@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Message};
+use super::engine::{Engine, Message, MessageHead};
 use super::fleet::{Fleet, Mirrored};
 use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
@@ -26,7 +26,6 @@ use crate::body::{Body, RequestBody, Response};
 use crate::cache::Forward;
 use crate::cutoff::Cutoff;
 use crate::error::Error;
-use crate::hop::{leave_buffer, own_target};
 use crate::letta::message::Sending;
 use crate::letta::repeat::Repeat;
 use crate::letta::routes::Sends;
@@ -35,7 +34,7 @@ use crate::limits::Seat;
 use crate::step::{Handle, Step};
 use crate::store::Store;
 use crate::telemetry::record::Sink;
-use crate::telemetry::turn::Part;
+use crate::telemetry::turn::{Part, SharedFacts};
 use crate::telemetry::{Metrics, Record};
 
 const X_TURN: HeaderName = HeaderName::from_static("x-turn");
@@ -167,18 +166,16 @@ impl Turns {
             return self.repeat(&known, record).await;
         }
         let Parts { request, peer, route, subject, key } = *parts;
-        let (mut head, _) = request.into_parts();
-        leave_buffer(&mut head.headers);
+        let (head, _) = request.into_parts();
         let message = Message {
-            uri: own_target(&head.uri),
-            headers: head.headers,
+            head: MessageHead::AsRead(head.uri, head.headers),
             body: if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) },
             route,
             subject,
             peer,
             key,
         };
-        record.turn = Some((Part::Started, turn.facts.clone()));
+        record.turn = Some((Part::Started, SharedFacts::of(&turn)));
         let mut engines = record.apart();
         engines.turn.clone_from(&record.turn);
         let engine = Box::new(Engine {
@@ -200,7 +197,7 @@ impl Turns {
             record.queued = turn.facts.now().queued;
             let head = head?;
             let part = turn.part();
-            record.turn = Some((part, turn.facts.clone()));
+            record.turn = Some((part, SharedFacts::of(&turn)));
             record.adopt(&head.exchange);
             Ok(self.response(head, follower, part, 0))
         }
@@ -210,7 +207,7 @@ impl Turns {
     async fn repeat(&self, turn: &Arc<Turn>, record: &mut Record) -> Result<Response, Error> {
         let part = if turn.log.phase() == Phase::Over { Part::Replayed } else { Part::Joined };
         self.desk.metrics.turns.repeat(part.as_str());
-        record.turn = Some((part, turn.facts.clone()));
+        record.turn = Some((part, SharedFacts::of(turn)));
         let follower = Follower::of(turn, &self.desk.metrics)?;
         if turn.streams && part == Part::Joined {
             return self.stream(follower, record).await;
@@ -249,14 +246,14 @@ impl Turns {
         };
         let part = Part::Resumed;
         self.desk.metrics.turns.repeat(part.as_str());
-        record.turn = Some((part, follower.turn().facts.clone()));
+        record.turn = Some((part, SharedFacts::of(follower.turn())));
         let head = follower.head().await?;
         record.upstream.clone_from(&head.exchange.upstream);
         Ok(self.response(head, follower, part, after))
     }
 
     /// A follower of the stream that `key` finds by `index`, on this gateway or another.
-    async fn known(&self, index: &Index, key: &str, record: &Record) -> Result<Option<Follower>, Error> {
+    async fn known(&self, index: &Index, key: &Arc<str>, record: &Record) -> Result<Option<Follower>, Error> {
         let desk = &self.desk;
         if let Some(turn) = desk.registry.find(index) {
             return turn.streams.then(|| Follower::of(&turn, &desk.metrics)).transpose();
@@ -294,7 +291,7 @@ impl Turns {
             Ok(head) => {
                 let head = head?;
                 let part = if part == Part::Started { turn.part() } else { part };
-                record.turn = Some((part, turn.facts.clone()));
+                record.turn = Some((part, SharedFacts::of(&turn)));
                 if part == Part::Started {
                     record.adopt(&head.exchange);
                 } else {

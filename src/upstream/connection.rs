@@ -16,15 +16,18 @@ use super::alarm::Alarm;
 use crate::body::{Request, RequestBody};
 use crate::dial::{Failure, dial};
 use crate::error::Cause;
+use crate::socket::OnePiece;
 use crate::telemetry::metrics::{Gauged, UpstreamMetrics};
 
 /// Bytes of an answer read ahead for a client that takes them slowly; also the most a response head may have.
 const READ_BUFFER: usize = 16 * 1024;
 
+type Io = TokioIo<OnePiece<TcpStream>>;
+
 /// An open connection. Dropping it closes it.
 pub(super) struct Connection {
     sender: http1::SendRequest<RequestBody>,
-    driver: Pin<Box<http1::Connection<TokioIo<TcpStream>, RequestBody>>>,
+    driver: Pin<Box<http1::Connection<Io, RequestBody>>>,
     closed: bool,
     alarm: Alarm,
     /// When it was last given back.
@@ -48,7 +51,7 @@ impl Connection {
         let replica = |cause: Cause| Failure::Replica(cause);
         let stream = timeout(patience, dial(authority)).await.map_err(|late| replica(late.into()))??;
         stream.set_nodelay(true).map_err(|error| replica(error.into()))?;
-        let connection = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(TokioIo::new(stream));
+        let connection = http1::Builder::new().max_buf_size(READ_BUFFER).handshake(TokioIo::new(OnePiece(stream)));
         let (sender, driver) = connection.await.map_err(|error| replica(error.into()))?;
         let now = Instant::now();
         Ok(Self {
@@ -112,7 +115,7 @@ impl Connection {
 }
 
 fn drive(
-    driver: &mut Pin<Box<http1::Connection<TokioIo<TcpStream>, RequestBody>>>,
+    driver: &mut Pin<Box<http1::Connection<Io, RequestBody>>>,
     closed: &mut bool,
     cx: &mut Context<'_>,
 ) -> Poll<()> {

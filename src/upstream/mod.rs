@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::balance::{Endpoint, Placed};
 use crate::body::Response;
+use crate::crowd::gather;
 use crate::cutoff::Cutoff;
 use crate::error::Error;
 use crate::letta::routes::Pace;
@@ -24,10 +25,6 @@ use crate::telemetry::{Metrics, Record};
 use connection::Unanswered;
 pub use pool::Pool;
 use reply::Passed;
-
-/// So many requests at once to one replica are a crowd: what each of them waits for the others costs less than waking
-/// the replica for each does, which is a tenth of a request's time.
-const CROWD: u32 = 16;
 
 /// What the configuration says of talking to a replica.
 #[derive(Clone, PartialEq, Eq)]
@@ -106,10 +103,7 @@ impl<'a> Handle<Placed<'a>> for Upstream {
     async fn handle(&self, placed: Placed<'a>, record: &mut Record) -> Result<Response, Error> {
         let Placed { attempt, endpoint, load } = placed;
         let Some(pool) = self.pools.get(endpoint.place) else { return Err(Error::NoUpstream) };
-        if endpoint.load.now() >= CROWD {
-            // those that came together go on together: the first one wakes the replica, and it is awake for the others
-            tokio::task::yield_now().await;
-        }
+        gather(endpoint.load.now().into()).await;
         let now = Instant::now();
         let (mut lease, sent) = match (!attempt.fresh).then(|| pool.parked(now)).flatten() {
             Some(lease) => (lease, now),

@@ -64,9 +64,14 @@ async fn a_read_that_was_not_answered_is_asked_again() {
     })
     .await;
     let proxy = gateway(&[&a], "").await;
-    let answer = proxy.get(&format!("/v1/agents/{AGENT}")).await;
+    let target = format!("/v1/agents/{AGENT}?include=a&include=b");
+    let request = proxy.request("GET", &target).header("x-two", "first").header("x-two", "second");
+    let answer = proxy.send(request.body(Default::default()).unwrap()).await;
     assert_eq!((answer.status, answer.text().as_str()), (200, "{\"ok\":true}"));
-    assert_eq!(a.seen().len(), 2);
+    let seen = a.seen();
+    let [first, second] = &seen[..] else { panic!("two attempts, not {}", seen.len()) };
+    assert_eq!((&first.method, &first.target, &first.headers), (&second.method, &second.target, &second.headers));
+    assert_eq!((&*second.target, second.headers.get_all("x-two").iter().count()), (&*target, 2));
     assert_eq!(proxy.log(1).await[0]["attempts"], 2);
 }
 

@@ -21,7 +21,9 @@ pub(super) enum Json<'j> {
 }
 
 pub(super) fn parse(text: &[u8]) -> Result<Json<'_>, serde_json::Error> {
-    serde_json::from_slice(text)
+    // checked at once, not text by text
+    let text = std::str::from_utf8(text).map_err(Error::custom)?;
+    serde_json::from_str(text)
 }
 
 /// A map of `fields`; `None` if a key is there twice: readers differ in which they take.

@@ -43,6 +43,29 @@ async fn a_retry_joins_the_running_turn_and_is_replayed_when_that_is_over() {
 }
 
 #[tokio::test]
+async fn what_is_replayed_has_lettas_own_head() {
+    let mut letta = Letta::start().await;
+    let proxy = turning(&[&letta], "").await;
+    let first = Client::says(&proxy, HELLO);
+    let headers =
+        vec![("content-type", "application/json"), ("x-two", "1"), ("x-two", "2"), ("x-empty", ""), ("etag", "\"e\"")];
+    letta.next().await.answer(Reply::Full(200, headers, letta_answer("once").into()));
+    let first = first.answer().await;
+    let replayed = proxy.send(post(&proxy, &messages(), HELLO, RETRY)).await;
+    assert_eq!((part(&replayed), &replayed.body), (Some("replayed"), &first.body));
+    let lettas = |answer: &Answer| {
+        let own =
+            ["x-request-id", "x-turn", "server-timing", "ratelimit", "x-ratelimit-remaining", "x-ratelimit-reset"];
+        let mut headers = answer.headers.clone();
+        own.iter().for_each(|name| drop(headers.remove(*name)));
+        headers
+    };
+    assert_eq!(lettas(&replayed), lettas(&first));
+    assert_eq!(replayed.headers.get_all("x-two").iter().collect::<Vec<_>>(), ["1", "2"]);
+    assert_eq!((replayed.header("x-empty"), replayed.header("etag")), (Some(""), Some("\"e\"")));
+}
+
+#[tokio::test]
 async fn a_retry_of_a_stream_gets_the_same_bytes_from_the_start() {
     let mut letta = Letta::start().await;
     let proxy = turning(&[&letta], "").await;

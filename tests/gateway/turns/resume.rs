@@ -161,3 +161,18 @@ async fn an_answer_that_was_no_stream_is_none_to_resume() {
     assert_eq!(client.answer().await.status, 200);
     assert_eq!(proxy.post(&of_conversation(AGENT), "{}").await.text(), LETTAS_OWN);
 }
+
+#[tokio::test]
+async fn a_stream_with_a_later_turn_behind_it_is_resumed_by_its_runs_name_alone() {
+    let mut letta = letta().await;
+    let proxy = turning(&[&letta], "").await;
+    let (client, feed) = begun(&mut letta, &proxy, &super::streams(), HELLO).await;
+    ends(feed).await;
+    assert_eq!(client.rest().await, events(0));
+    assert!(is_resumed(&proxy.post(&of_conversation(AGENT), "{}").await));
+    let later = Client::sends(&proxy, post(&proxy, &messages(), HELLO, &[]));
+    letta.next().await.answer(json(letta_answer("x")));
+    assert_eq!(later.answer().await.status, 200);
+    assert_eq!(proxy.post(&of_conversation(AGENT), "{}").await.text(), LETTAS_OWN, "the newest turn was no stream");
+    assert!(is_resumed(&proxy.post(&of_run(), "{}").await));
+}

@@ -1,0 +1,15 @@
+//! What comes together goes on together.
+//!
+//! Waking whoever sleeps at the other end of a socket costs the kernel more than a write does, a tenth of a request's
+//! time. Where many requests are under way, each lets the others come as far as itself before it writes: the first of
+//! them wakes the other end, and it is awake for the rest.
+
+/// So many requests at once are a crowd: what one of them waits for the others is less than it saves.
+const CROWD: i64 = 16;
+
+/// Lets the others come up if there are many. `under_way`: requests that wait for the same other end.
+pub async fn gather(under_way: i64) {
+    if under_way >= CROWD {
+        tokio::task::yield_now().await;
+    }
+}
