@@ -9,6 +9,7 @@ mod watch;
 
 use std::cell::RefCell;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -44,12 +45,12 @@ const NO_HOST: HeaderValue = HeaderValue::from_static("letta");
 pub struct Outbound {
     request: Request,
     route: &'static Route,
-    subject: Option<Box<str>>,
+    subject: Option<Arc<str>>,
 }
 
 impl Outbound {
     /// The request, its route, and what its path names.
-    pub fn into_parts(self) -> (Request, &'static Route, Option<Box<str>>) {
+    pub fn into_parts(self) -> (Request, &'static Route, Option<Arc<str>>) {
         (self.request, self.route, self.subject)
     }
 }

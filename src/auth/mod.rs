@@ -45,7 +45,7 @@ pub struct Parts {
     pub peer: Peer,
     pub route: &'static Route,
     /// The agent, conversation, run … the path names.
-    pub subject: Option<Box<str>>,
+    pub subject: Option<Arc<str>>,
     /// None on the open routes.
     pub key: Option<Arc<Key>>,
 }

@@ -100,6 +100,11 @@ impl RequestBody {
         Ok(self)
     }
 
+    /// All of it is here, if it is anything: it can neither fail nor be told in parts.
+    pub fn is_whole(&self) -> bool {
+        matches!(self.content, Content::Empty | Content::Whole(_))
+    }
+
     /// Tells of the bytes and the failure of this body when it is in other hands.
     pub fn meter(&mut self) -> Arc<Meter> {
         Arc::clone(self.meter.get_or_insert_default())

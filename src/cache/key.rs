@@ -9,7 +9,7 @@ use crate::letta::message::Canonical;
 use crate::store::Key;
 
 /// In front of what is hashed; raised when what follows changes its meaning.
-const VERSION: &[u8] = b"letta-gateway cache 2";
+const VERSION: &[u8] = b"letta-gateway cache 3";
 
 /// Request headers that change Letta's answer to a message. The others that do are not a client's to set (who asks,
 /// experiments) or matter to streams only (the version of the official client).

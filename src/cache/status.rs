@@ -2,12 +2,11 @@
 //!
 //! Both are on every answer the cache could have kept; an answer Letta has just given is of age 0.
 
-use std::fmt::Write as _;
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::header::AGE;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 use crate::letta::message::NotCacheable;
 use crate::telemetry::metrics::CacheResult;
@@ -73,10 +72,10 @@ impl Forwarded {
 
 /// Tells of a kept answer of `age`, good for `left` more.
 pub(super) fn tell_hit(age: Duration, left: Duration, headers: &mut HeaderMap) {
-    let mut text = String::with_capacity(40);
-    let _ = write!(text, "letta-gateway; hit; ttl={}", left.as_secs());
+    let mut text: SmallVec<[u8; 64]> = SmallVec::from_slice(b"letta-gateway; hit; ttl=");
+    text.extend_from_slice(itoa::Buffer::new().format(left.as_secs()).as_bytes());
     // digits and the text above are a header value
-    if let Ok(value) = HeaderValue::from_maybe_shared(Bytes::from(text)) {
+    if let Ok(value) = HeaderValue::from_bytes(&text) {
         headers.insert(CACHE_STATUS, value);
     }
     headers.insert(AGE, HeaderValue::from(age.as_secs()));

@@ -82,11 +82,12 @@ pub fn canonical(body: &[u8]) -> Result<Canonical, NotCacheable> {
         }
     }
     fields.push((Cow::Borrowed("messages"), Json::List(messages.ok_or(NotCacheable::Unclear)?)));
-    encoded(fields)
+    encoded(fields, body.len() + 512)
 }
 
-fn encoded(fields: Vec<(Cow<'_, str>, Json<'_>)>) -> Result<Canonical, NotCacheable> {
-    let mut encoded = Vec::new();
+/// `about`: bytes that it will take, about.
+fn encoded(fields: Vec<(Cow<'_, str>, Json<'_>)>, about: usize) -> Result<Canonical, NotCacheable> {
+    let mut encoded = Vec::with_capacity(about);
     // refused: `system` beside `override_system`
     json::map(fields).ok_or(NotCacheable::Unclear)?.encode(&mut encoded);
     Ok(Canonical { encoded })

@@ -4,6 +4,8 @@ use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use smallvec::SmallVec;
+
 use super::budget::{Purse, Remaining, unix_time};
 use super::rate::{Cell, Left, Spent};
 use super::terms::{BudgetWindow, RateWindow, Terms};
@@ -33,7 +35,7 @@ pub(super) struct Counted {
     /// None: it may go on without one, and there is none.
     pub place: Option<Permit>,
     /// Of each rate of the plan, in its order.
-    pub left: Vec<Left>,
+    pub left: SmallVec<[Left; 2]>,
     /// Places in flight that are left, where they are counted.
     pub places: Option<u32>,
     /// Of each budget that was looked at.
@@ -90,7 +92,7 @@ impl Account {
         if let Some(refusal) = spent.as_ref().filter(|_| !asking.may_repeat) {
             return Err(refusal.clone());
         }
-        let mut left = Vec::with_capacity(self.cells.len());
+        let mut left = SmallVec::new();
         let mut refused: Option<(&RateWindow, Spent)> = None;
         for (window, cell) in self.windows(terms) {
             match window.limit.spend(cell, sharers) {

@@ -10,7 +10,6 @@ use std::sync::Arc;
 
 use super::account::{ALONE, Account, Asking, Counted};
 use super::budget::unix_time;
-use super::rate::Left;
 use super::terms::Terms;
 use crate::error::Refusal;
 use crate::store::{Ask, OnError, SharedLimits, Tally, Verdict};
@@ -99,8 +98,7 @@ fn counted(here: Counted, tally: Tally, terms: &Terms) -> Result<Counted, Box<Re
     let Tally { verdict, ahead, charged: _, in_flight } = tally;
     let Counted { place, budgets, .. } = here;
     let spent = terms.first_spent(&budgets);
-    let left =
-        || -> Vec<Left> { terms.rates.iter().zip(&ahead).map(|(window, ahead)| window.limit.left(*ahead)).collect() };
+    let left = || terms.rates.iter().zip(&ahead).map(|(window, ahead)| window.limit.left(*ahead)).collect();
     let places = terms.in_flight.map(|most| most.saturating_sub(in_flight));
     match verdict {
         Verdict::Counted(lease) => {

@@ -17,6 +17,7 @@ use super::terms::Terms;
 use super::{Mode, Plan, Rate, Scope};
 use foldhash::fast::RandomState;
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 use crate::auth::key;
 use crate::body::{Counter, Permit};
@@ -233,7 +234,7 @@ impl Allowance {
                 let place = Some(account.in_flight.add());
                 (
                     Decision::Shadowed,
-                    Ok(Counted { place, left: Vec::new(), places: None, budgets: Vec::new(), spent: None }),
+                    Ok(Counted { place, left: SmallVec::new(), places: None, budgets: Vec::new(), spent: None }),
                 )
             }
         };

@@ -81,7 +81,7 @@ async fn ask<Next: Handle<Confined>>(
 ) -> Result<Result<Bytes, Response>, Error> {
     let uri = Uri::try_from(path).map_err(|_| Error::AgentRefused)?;
     let found = routes::find(&Method::GET, path).map_err(|_| Error::AgentRefused)?;
-    let (route, subject) = (found.route, found.subject.map(Box::from));
+    let (route, subject) = (found.route, found.subject.map(Arc::from));
     let request = get(uri, &HeaderMap::new());
     let parts = Box::new(Parts { request, peer: parts.peer, route, subject, key: Some(Arc::clone(key)) });
     let response = next.handle(Confined { parts, seat: None }, &mut record.apart()).await?;

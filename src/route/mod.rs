@@ -9,6 +9,8 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
+
 use http::header::{CONTENT_LENGTH, EXPECT, HOST, TRANSFER_ENCODING};
 use http::uri::{PathAndQuery, Uri};
 use http::{HeaderMap, Method, Request};
@@ -29,7 +31,7 @@ pub struct Routed {
     request: body::Request,
     peer: Peer,
     route: &'static Route,
-    subject: Option<Box<str>>,
+    subject: Option<Arc<str>>,
 }
 
 impl Routed {
@@ -42,7 +44,7 @@ impl Routed {
     }
 
     /// The request, who sent it, its route, and the id its path names.
-    pub fn into_parts(self) -> (body::Request, Peer, &'static Route, Option<Box<str>>) {
+    pub fn into_parts(self) -> (body::Request, Peer, &'static Route, Option<Arc<str>>) {
         (self.request, self.peer, self.route, self.subject)
     }
 }
@@ -66,7 +68,7 @@ impl<Next: Handle<Routed>> Step<Received, Next> for Router {
 #[derive(Debug)]
 struct Place {
     route: &'static Route,
-    subject: Option<Box<str>>,
+    subject: Option<Arc<str>>,
 }
 
 /// Checks the head of `request` and brings its target to Letta's own form.

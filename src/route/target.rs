@@ -6,6 +6,7 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use http::Method;
 
@@ -21,7 +22,7 @@ pub(super) struct Target<'p> {
     pub(super) route: &'static Route,
     /// In Letta's own form; borrowed if the client's was that already.
     pub(super) path: Cow<'p, str>,
-    pub(super) subject: Option<Box<str>>,
+    pub(super) subject: Option<Arc<str>>,
 }
 
 /// The route of `path` under whichever of its names.
@@ -29,7 +30,7 @@ pub(super) fn read<'p>(method: &Method, path: &'p str) -> Result<Target<'p>, Err
     let path = decoded(path)?;
     let (path, route, subject) = if path.starts_with("/v1/") {
         let Found { route, subject } = find(method, &path).map_err(refusal)?;
-        let subject = subject.map(Box::from);
+        let subject = subject.map(Arc::from);
         (path, route, subject)
     } else {
         match find(method, &path) {
@@ -38,7 +39,7 @@ pub(super) fn read<'p>(method: &Method, path: &'p str) -> Result<Target<'p>, Err
             Err(NotFound::Path) => {
                 let path = under_v1(&path);
                 let Found { route, subject } = find(method, &path).map_err(refusal)?;
-                let subject = subject.map(Box::from);
+                let subject = subject.map(Arc::from);
                 (Cow::Owned(path), route, subject)
             }
             Err(method) => return Err(refusal(method)),
@@ -164,7 +165,7 @@ fn slashed<'p>(mut path: Cow<'p, str>, route: &Route) -> Cow<'p, str> {
 }
 
 /// An id is logged, hashed and compared: what cannot be one of Letta's is refused where it names the thing acted on.
-fn sane(kind: Subject, id: Option<Box<str>>) -> Result<Option<Box<str>>, Error> {
+fn sane(kind: Subject, id: Option<Arc<str>>) -> Result<Option<Arc<str>>, Error> {
     let Some(id) = id else { return Ok(None) };
     if id.len() <= LONGEST_ID && id.bytes().all(|byte| is(byte, ID)) {
         return Ok(Some(id));

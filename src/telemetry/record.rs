@@ -69,7 +69,7 @@ pub struct Record {
     /// The path as it was asked for, if it met no route; without its query, which may hold secrets.
     pub path: Option<Box<str>>,
     /// The agent, conversation, run … the path names.
-    pub subject: Option<Box<str>>,
+    pub subject: Option<Arc<str>>,
     pub key: Option<Arc<KeyMetrics>>,
     pub upstream: Option<Arc<UpstreamMetrics>>,
     pub attempts: u8,

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, StatusCode, Uri};
+use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
@@ -27,7 +27,7 @@ use super::step::Desk;
 use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::auth::Parts;
 use crate::auth::key::Key;
-use crate::body::{Body, Permit, RequestBody, Response};
+use crate::body::{Body, Permit, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
@@ -46,18 +46,17 @@ const MOST_CLAIMS: u32 = 100;
 
 /// The message, to be sent as often as it takes until Letta has it.
 pub(super) struct Message {
-    pub head: MessageHead,
-    pub body: Bytes,
-    pub route: &'static Route,
-    pub subject: Option<Box<str>>,
+    head: MessageHead,
+    body: Bytes,
+    route: &'static Route,
+    subject: Option<Arc<str>>,
     pub peer: Peer,
     pub key: Option<Arc<Key>>,
 }
 
-/// The target and the fields of a message.
-pub(super) enum MessageHead {
-    /// In the buffer they were read into.
-    AsRead(Uri, HeaderMap),
+enum MessageHead {
+    /// The request without its body, in the buffer it was read into.
+    AsRead(Box<Parts>),
     /// The target, so many bytes long, then the fields.
     Packed(usize, Bytes),
     /// It has been answered: nothing of it is wanted any more.
@@ -65,52 +64,56 @@ pub(super) enum MessageHead {
 }
 
 impl MessageHead {
-    fn packed(uri: &Uri, headers: &HeaderMap) -> Self {
-        let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
-        let mut bytes = Vec::with_capacity(target.len() + size(headers));
+    fn packed(request: &Request) -> Self {
+        let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        let mut bytes = Vec::with_capacity(target.len() + size(request.headers()));
         bytes.extend_from_slice(target.as_bytes());
-        pack(headers, &mut bytes);
+        pack(request.headers(), &mut bytes);
         Self::Packed(target.len(), bytes.into())
-    }
-
-    /// What is to wait must not keep the buffer it was read into.
-    fn pack(&mut self) {
-        if let Self::AsRead(uri, headers) = self {
-            *self = Self::packed(uri, headers);
-        }
-    }
-
-    /// To be sent now; it stays here for the next time.
-    fn next_send(&mut self) -> (Uri, HeaderMap) {
-        match std::mem::replace(self, Self::Forgotten) {
-            Self::AsRead(uri, headers) => {
-                *self = Self::packed(&uri, &headers);
-                (uri, headers)
-            }
-            Self::Packed(target, bytes) => {
-                // what was a target is one
-                let uri = Uri::from_maybe_shared(bytes.slice(..target)).unwrap_or_default();
-                let headers = unpack(&bytes.slice(target..), 0);
-                *self = Self::Packed(target, bytes);
-                (uri, headers)
-            }
-            Self::Forgotten => Default::default(),
-        }
     }
 }
 
 impl Message {
+    /// `parts`: the request, its body taken.
+    pub(super) fn new(parts: Box<Parts>, body: Bytes) -> Self {
+        let Parts { route, peer, .. } = *parts;
+        let (subject, key) = (parts.subject.clone(), parts.key.clone());
+        Self { head: MessageHead::AsRead(parts), body, route, subject, peer, key }
+    }
+
     fn forget(&mut self) {
         (self.head, self.body) = (MessageHead::Forgotten, Bytes::new());
     }
 
+    /// What is to wait must not keep the buffer it was read into.
+    fn pack(&mut self) {
+        if let MessageHead::AsRead(parts) = &self.head {
+            self.head = MessageHead::packed(&parts.request);
+        }
+    }
+
+    /// To be sent now; it stays here for the next time.
     fn dispatch(&mut self) -> Dispatch {
-        let mut request = Box::new(http::Request::new(RequestBody::whole(self.body.clone())));
-        *request.method_mut() = Method::POST;
-        (*request.uri_mut(), *request.headers_mut()) = self.head.next_send();
-        let Self { route, subject, peer, key, .. } = self;
-        let parts = Parts { request, peer: *peer, route, subject: subject.clone(), key: key.clone() };
-        Dispatch { parts: Box::new(parts) }
+        let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
+            MessageHead::AsRead(parts) => {
+                self.head = MessageHead::packed(&parts.request);
+                parts
+            }
+            head => {
+                let mut request = Box::new(http::Request::new(RequestBody::empty()));
+                *request.method_mut() = Method::POST;
+                if let MessageHead::Packed(target, bytes) = &head {
+                    // what was a target is one
+                    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(..*target)).unwrap_or_default();
+                    *request.headers_mut() = unpack(&bytes.slice(*target..), 0);
+                }
+                self.head = head;
+                let Self { route, peer, .. } = *self;
+                Box::new(Parts { request, peer, route, subject: self.subject.clone(), key: self.key.clone() })
+            }
+        };
+        *parts.request.body_mut() = RequestBody::whole(self.body.clone());
+        Dispatch { parts }
     }
 }
 
@@ -209,7 +212,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 Ok(Prepared::Ready(self.enter_lane().await?, None))
             }
             Some(fleet) => {
-                self.message.head.pack();
+                self.message.pack();
                 Box::pin(self.prepare_among(fleet)).await
             }
         }
@@ -292,7 +295,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let lane = match lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
             Some(lane) => Ok(lane),
             None => {
-                self.message.head.pack();
+                self.message.pack();
                 Box::pin(self.wait_for_lane(bounds)).await
             }
         };

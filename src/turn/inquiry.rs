@@ -142,7 +142,7 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
         *request.uri_mut() = path.parse().ok()?;
         let bare = path.split('?').next().unwrap_or(path);
         let found = routes::find(&method, bare).ok()?;
-        let (route, subject) = (found.route, found.subject.map(Box::from));
+        let (route, subject) = (found.route, found.subject.map(Arc::from));
         if method == Method::POST {
             let json = HeaderValue::from_static("application/json");
             request.headers_mut().insert(http::header::CONTENT_TYPE, json);

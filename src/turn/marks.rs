@@ -1,5 +1,7 @@
 //! What a send is found by when it comes again.
 
+use std::sync::Arc;
+
 use sha2::{Digest, Sha256};
 
 use super::{Dedupe, Index};
@@ -11,19 +13,21 @@ use crate::letta::routes::Sends;
 /// Whose turn a send wants: the one that two sends must not share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Target {
-    Agent(Box<str>),
-    Conversation(Box<str>),
+    Agent(Arc<str>),
+    Conversation(Arc<str>),
 }
 
 impl Target {
     /// `None` if neither path nor body names one: Letta will say so.
-    pub(super) fn of(sends: Sends, subject: Option<&str>, sending: &Sending) -> Option<Self> {
-        let agent = |id: &str| Some(Self::Agent(id.into()));
+    pub(super) fn of(sends: Sends, subject: Option<&Arc<str>>, sending: &Sending) -> Option<Self> {
+        let agent = |id: &Arc<str>| Some(Self::Agent(Arc::clone(id)));
+        let named = || sending.agent.as_deref().map(|id| Self::Agent(id.into()));
         match (sends, subject) {
             (Sends::Agent | Sends::AgentStream, Some(id)) => agent(id),
-            (Sends::Conversation, Some("default")) | (Sends::ChatCompletions, _) => agent(sending.agent.as_deref()?),
+            (Sends::ChatCompletions, _) => named(),
+            (Sends::Conversation, Some(id)) if **id == *"default" => named(),
             (Sends::Conversation, Some(id)) if id.starts_with("agent-") => agent(id),
-            (Sends::Conversation, Some(id)) => Some(Self::Conversation(id.into())),
+            (Sends::Conversation, Some(id)) => Some(Self::Conversation(Arc::clone(id))),
             (Sends::Agent | Sends::AgentStream | Sends::Conversation, None) => None,
         }
     }

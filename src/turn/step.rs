@@ -6,10 +6,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Message, MessageHead};
+use super::engine::{Engine, Message};
 use super::fleet::{Fleet, Mirrored};
 use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
@@ -142,7 +143,7 @@ impl Turns {
         // whatever Content-Encoding says: Letta does not look at it
         let sending = Sending::read(sends, &body);
         let repeat = Repeat::of(parts.request.headers());
-        let target = Target::of(sends, parts.subject.as_deref(), &sending);
+        let target = Target::of(sends, parts.subject.as_ref(), &sending);
         if target.is_none() && sending.is_unclear {
             // Letta may read in it what the gateway cannot, and then the agent's turns would overlap
             return Err(Error::BadBody(UNREAD));
@@ -165,16 +166,8 @@ impl Turns {
             drop((follower, seat));
             return self.repeat(&known, record).await;
         }
-        let Parts { request, peer, route, subject, key } = *parts;
-        let (head, _) = request.into_parts();
-        let message = Message {
-            head: MessageHead::AsRead(head.uri, head.headers),
-            body: if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) },
-            route,
-            subject,
-            peer,
-            key,
-        };
+        let body = if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) };
+        let message = Message::new(parts, body);
         record.turn = Some((Part::Started, SharedFacts::of(&turn)));
         let mut engines = record.apart();
         engines.turn.clone_from(&record.turn);
@@ -263,7 +256,7 @@ impl Turns {
             return Ok(None);
         };
         let marks = Marks { message: note.message, otid: None, idempotency: None };
-        let (target, sends) = (Target::Conversation(Box::default()), note.sends);
+        let (target, sends) = (Target::Conversation(Arc::default()), note.sends);
         let beginning = Beginning { marks, target, sends, key, streams: true, is_retry: false, began: record.started };
         let turn = desk.turn(beginning)?;
         let follower = Follower::of(&turn, &desk.metrics)?;
@@ -342,7 +335,7 @@ impl Turns {
 
 /// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.
 fn timing(queued: Duration, letta: Duration) -> HeaderValue {
-    let mut text = Vec::with_capacity(48);
+    let mut text: SmallVec<[u8; 64]> = SmallVec::new();
     for (name, duration) in [("queue;dur=", queued), (", letta;dur=", letta)] {
         text.extend_from_slice(name.as_bytes());
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
@@ -351,7 +344,7 @@ fn timing(queued: Duration, letta: Duration) -> HeaderValue {
         text.push(b'.');
         text.extend([part / 100, part / 10 % 10, part % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or(0)));
     }
-    HeaderValue::from_maybe_shared(Bytes::from(text)).unwrap_or(HeaderValue::from_static(""))
+    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn tell_part(part: Part, headers: &mut HeaderMap) {

@@ -118,7 +118,7 @@ impl<'a> Handle<Placed<'a>> for Upstream {
             },
         };
         let Some(mut request) = attempt.request.take() else { return Err(Error::NoUpstream) };
-        let meter = (!http_body::Body::is_end_stream(request.body())).then(|| request.body_mut().meter());
+        let meter = (!request.body().is_whole()).then(|| request.body_mut().meter());
         let patience = self.patience(attempt.route.pace);
         record.sent = Some(sent);
         let answer = lease.exchange(request, sent + patience).await;

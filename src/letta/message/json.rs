@@ -95,7 +95,8 @@ fn encode_text(text: &str, to: &mut Vec<u8>) {
 }
 
 fn encode_length(length: usize, to: &mut Vec<u8>) {
-    to.extend_from_slice(&(length as u64).to_be_bytes());
+    // bodies that are read are shorter than that
+    to.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
 }
 
 impl<'de: 'j, 'j> Deserialize<'de> for Json<'j> {

@@ -71,7 +71,7 @@ impl Sending {
             }
             fields.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         }
-        let mut encoded = Vec::with_capacity(body.len() + 64);
+        let mut encoded = Vec::with_capacity(body.len() + 512);
         Json::Map(fields).encode(&mut encoded);
         let has_plain_otid = otids.has_plain;
         let digest = Sha256::digest(&encoded).into();
