@@ -69,8 +69,13 @@ impl Metrics {
         let families = Families::new();
         families.build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), COMMIT]).set(1);
         // told as 0 before the first one, so that an alert on their increase sees it
-        for result in ["ok", "error"] {
-            families.reloads.with_label_values(&[result]);
+        for (counters, labels) in [
+            (&families.reloads, &["ok", "error"][..]),
+            (&families.retries, &["another_replica", "fresh_connection", "budget_spent"]),
+            (&families.redis_errors, &["timeout", "connect", "refused", "reply"]),
+            (&families.limit_without_store, &["local", "deny", "allow"]),
+        ] {
+            labels.iter().for_each(|label| drop(counters.with_label_values(&[label])));
         }
         // the process begins with a configuration
         families.config_loaded.set(unix_time());

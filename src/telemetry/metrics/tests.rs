@@ -154,7 +154,7 @@ fn a_key_that_is_used_after_a_reload_took_it_away_is_told_nowhere() {
         key.budget_remaining("tokens_1d", 1);
     }
     let text = String::from_utf8(metrics.encode().unwrap()).unwrap();
-    assert!(!text.contains("used\""), "{text}");
+    assert!(!text.contains("\"used\"") && !text.contains("\"unused\""), "{text}");
 }
 
 #[test]
@@ -185,6 +185,25 @@ fn every_cache_result_has_a_counter_of_its_own() {
         told,
         [r#"{result="bypass"} 3"#, r#"{result="hit"} 1"#, r#"{result="miss"} 2"#, r#"{result="unavailable"} 4"#,]
     );
+}
+
+#[test]
+fn what_has_not_happened_yet_is_told_as_0() {
+    let metrics = Metrics::new();
+    for (name, series) in [
+        ("config_reloads_total", 2),
+        ("retries_total", 3),
+        ("redis_errors_total", 4),
+        ("limit_without_store_total", 3),
+        ("lane_refusals_total", 2),
+        ("conflicts_total", 3),
+    ] {
+        let told = scraped(&metrics, name);
+        assert_eq!(told.len(), series, "{name}: {told:?}");
+        assert!(told.iter().all(|line| line.ends_with(" 0")), "{name}: {told:?}");
+    }
+    metrics.retry("budget_spent");
+    assert_eq!(scraped(&metrics, "retries_total").len(), 3, "a label that was not told as 0");
 }
 
 #[test]
