@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::admin::{Admin, Readiness, StoreState};
 use crate::auth::letta_user::Standing;
-use crate::balance::health;
+use crate::balance::{Endpoint, health};
 use crate::config::{self, Fixed, Settings};
 use crate::error::Cause;
 use crate::listen::{self, Listener, Live, Peer, Stop};
@@ -89,7 +89,8 @@ pub async fn run(settings: Settings, path: PathBuf, diagnostics: Diagnostics) ->
             }
         }
     }
-    tracing::info!(patience = ?current.drain, "draining");
+    let in_flight = gateway.shared.sink.metrics.in_flight.get();
+    tracing::info!(patience = ?current.drain, in_flight, hint = "Ctrl-C (SIGINT) ends at once what is in flight", "draining");
     tokio::select! {
         whole = gateway.drain(current.drain) => {
             if !whole {
@@ -350,10 +351,14 @@ impl Shared {
     fn readiness(&self) -> Readiness {
         let pipeline = self.pipeline.load();
         let now = Instant::now();
+        let those = |are: &dyn Fn(&Endpoint) -> bool| {
+            pipeline.endpoints.iter().filter(|one| are(one)).map(|one| one.authority.to_string()).collect()
+        };
         Readiness {
             draining: self.draining.load(Ordering::Relaxed),
-            healthy_upstreams: pipeline.endpoints.iter().filter(|endpoint| endpoint.is_available(now)).count(),
             upstreams: pipeline.endpoints.len(),
+            unhealthy: those(&|endpoint| !endpoint.is_available(now)),
+            wrong_password: those(&|endpoint| endpoint.has_wrong_password()),
             store: match pipeline.store.health() {
                 _ if !pipeline.is_store_shared => StoreState::InProcess,
                 Health::Ok => StoreState::Ok,

@@ -84,6 +84,8 @@ pub enum Error {
     UpstreamConnect { upstream: String, cause: Cause },
     /// Every connection to the replica is in use and none came free in time; nothing was sent.
     UpstreamBusy { upstream: String },
+    /// The replica wants another password than the gateway's; it has looked at nothing else of the request.
+    UpstreamPassword { upstream: String },
     /// The replica broke the connection. `sent`: the request may have reached it.
     UpstreamClosed { upstream: String, sent: bool, cause: Cause },
     /// The replica did not answer within `after`; it may be at work on the request still.
@@ -251,6 +253,7 @@ impl Error {
             Self::NoUpstream => "upstream_none",
             Self::UpstreamConnect { .. } => "upstream_connect",
             Self::UpstreamBusy { .. } => "upstream_busy",
+            Self::UpstreamPassword { .. } => "upstream_password",
             Self::UpstreamClosed { .. } => "upstream_closed",
             Self::UpstreamTimeout { .. } => "upstream_timeout",
             Self::TurnLost { error, .. } => error.reason(),
@@ -307,6 +310,7 @@ impl Error {
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
+            | Self::UpstreamPassword { .. }
             | Self::UpstreamClosed { .. }
             | Self::UpstreamTimeout { .. } => Side::Upstream,
             Self::TurnLost { error, .. } | Self::StreamBroken(error) => error.side(),
@@ -355,7 +359,9 @@ impl Error {
             Self::KeyReused => StatusCode::CONFLICT,
             Self::AnswerNotKept { .. } => StatusCode::GONE,
             Self::TurnLost { error, .. } => error.status(),
-            Self::UpstreamClosed { .. } | Self::StreamBroken(_) => StatusCode::BAD_GATEWAY,
+            Self::UpstreamPassword { .. } | Self::UpstreamClosed { .. } | Self::StreamBroken(_) => {
+                StatusCode::BAD_GATEWAY
+            }
             Self::UpstreamTimeout { .. } | Self::NotKept => StatusCode::GATEWAY_TIMEOUT,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
@@ -380,7 +386,10 @@ impl Error {
             | Self::StreamBroken(_)
             | Self::TurnLost { .. }
             | Self::AnswerNotKept { .. } => false,
-            Self::NoUpstream | Self::UpstreamConnect { .. } | Self::UpstreamBusy { .. } => true,
+            Self::NoUpstream
+            | Self::UpstreamConnect { .. }
+            | Self::UpstreamBusy { .. }
+            | Self::UpstreamPassword { .. } => true,
             // refused before any replica was asked, except for a body that broke on its way there
             Self::BodyBroken(_) | Self::BodyTooLarge { .. } | Self::BodyTimeout | Self::ClientLeft => false,
             Self::BadTarget(_)
@@ -462,6 +471,7 @@ impl Error {
                 Self::UpstreamConnect { upstream: upstream.clone(), cause: text(cause) }
             }
             Self::UpstreamBusy { upstream } => Self::UpstreamBusy { upstream: upstream.clone() },
+            Self::UpstreamPassword { upstream } => Self::UpstreamPassword { upstream: upstream.clone() },
             Self::UpstreamClosed { upstream, sent, cause } => {
                 Self::UpstreamClosed { upstream: upstream.clone(), sent: *sent, cause: text(cause) }
             }
@@ -556,6 +566,9 @@ impl fmt::Display for Error {
             Self::UpstreamBusy { .. } => {
                 f.write_str("every connection to the Letta replica is in use; the request was not sent")
             }
+            Self::UpstreamPassword { .. } => f.write_str(
+                "Letta refuses the gateway's own password, whatever the API key: whoever runs the gateway must set upstreams.letta.password to Letta's LETTA_SERVER_PASSWORD",
+            ),
             Self::UpstreamClosed { sent: false, .. } => {
                 f.write_str("the Letta replica closed the connection; the request was not sent")
             }

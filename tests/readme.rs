@@ -87,6 +87,7 @@ fn errors() -> Vec<Error> {
         Error::NoUpstream,
         Error::UpstreamConnect { upstream: upstream(), cause: cause() },
         Error::UpstreamBusy { upstream: upstream() },
+        Error::UpstreamPassword { upstream: upstream() },
         closed(),
         Error::UpstreamTimeout { upstream: upstream(), after: Duration::from_secs(1) },
         Error::TurnLost { run: None, fate: Fate::Unknown, error: Box::new(closed()) },

@@ -8,8 +8,11 @@ use serde_json::{Value, json};
 pub struct Readiness {
     /// SIGTERM came; no new requests are taken.
     pub draining: bool,
-    pub healthy_upstreams: usize,
     pub upstreams: usize,
+    /// Replicas that are out of rotation, by `host:port`.
+    pub unhealthy: Vec<String>,
+    /// Replicas that refuse the gateway's password.
+    pub wrong_password: Vec<String>,
     pub store: StoreState,
     /// Letta users that keys act as, and that no replica has vouched for: those keys are refused.
     pub unverified_users: Vec<String>,
@@ -34,7 +37,7 @@ impl Readiness {
     pub(super) fn answer(&self) -> (StatusCode, Value) {
         let (status, word) = if self.draining {
             (StatusCode::SERVICE_UNAVAILABLE, "draining")
-        } else if self.healthy_upstreams == 0 {
+        } else if self.unhealthy.len() == self.upstreams {
             (StatusCode::SERVICE_UNAVAILABLE, "no_upstream")
         } else if self.is_degraded() {
             (StatusCode::OK, "degraded")
@@ -48,7 +51,12 @@ impl Readiness {
         };
         let body = json!({
             "status": word,
-            "upstreams": { "healthy": self.healthy_upstreams, "configured": self.upstreams },
+            "upstreams": {
+                "configured": self.upstreams,
+                "healthy": self.upstreams.saturating_sub(self.unhealthy.len()),
+                "unhealthy": self.unhealthy,
+                "wrong_password": self.wrong_password,
+            },
             "store": { "state": store, "problem": problem },
             "letta_users": { "unverified": self.unverified_users },
             "config": { "problem": self.config_problem, "pending_restart": self.pending_restart },
@@ -57,7 +65,8 @@ impl Readiness {
     }
 
     fn is_degraded(&self) -> bool {
-        self.healthy_upstreams < self.upstreams
+        !self.unhealthy.is_empty()
+            || !self.wrong_password.is_empty()
             || matches!(self.store, StoreState::Degraded(_))
             || self.config_problem.is_some()
             || !self.unverified_users.is_empty()

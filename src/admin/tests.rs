@@ -9,13 +9,18 @@ use super::*;
 
 const READY: Readiness = Readiness {
     draining: false,
-    healthy_upstreams: 2,
     upstreams: 2,
+    unhealthy: Vec::new(),
+    wrong_password: Vec::new(),
     store: StoreState::InProcess,
     unverified_users: Vec::new(),
     config_problem: None,
     pending_restart: Vec::new(),
 };
+
+fn named(replicas: &[&str]) -> Vec<String> {
+    replicas.iter().map(|replica| (*replica).to_owned()).collect()
+}
 
 struct Running {
     address: SocketAddr,
@@ -68,8 +73,9 @@ async fn readiness_follows_the_drain_and_the_replicas() {
     let cases = [
         (READY, 200, "ready"),
         (Readiness { draining: true, ..READY }, 503, "draining"),
-        (Readiness { healthy_upstreams: 0, ..READY }, 503, "no_upstream"),
-        (Readiness { healthy_upstreams: 1, ..READY }, 200, "degraded"),
+        (Readiness { unhealthy: named(&["a:1", "b:2"]), ..READY }, 503, "no_upstream"),
+        (Readiness { unhealthy: named(&["b:2"]), ..READY }, 200, "degraded"),
+        (Readiness { wrong_password: named(&["a:1"]), ..READY }, 200, "degraded"),
         (Readiness { store: StoreState::Ok, ..READY }, 200, "ready"),
         (Readiness { store: StoreState::Degraded("redis timeout"), ..READY }, 200, "degraded"),
         (Readiness { config_problem: Some("line 3: no such key".to_owned()), ..READY }, 200, "degraded"),
@@ -80,7 +86,9 @@ async fn readiness_follows_the_drain_and_the_replicas() {
         let (seen, body) = admin.ask("/readyz").await;
         let body: serde_json::Value = serde_json::from_str(&body).unwrap();
         assert_eq!((seen, &body["status"]), (status, &word.into()), "{readiness:?}");
-        assert_eq!(body["upstreams"]["healthy"], readiness.healthy_upstreams);
+        assert_eq!(body["upstreams"]["healthy"], 2 - readiness.unhealthy.len());
+        assert_eq!(body["upstreams"]["unhealthy"], serde_json::json!(readiness.unhealthy));
+        assert_eq!(body["upstreams"]["wrong_password"], serde_json::json!(readiness.wrong_password));
         assert_eq!(body["config"]["problem"], serde_json::json!(readiness.config_problem));
     }
     // what waits for a restart makes nothing worse
@@ -94,7 +102,7 @@ async fn readiness_follows_the_drain_and_the_replicas() {
 #[tokio::test]
 async fn the_process_is_live_whatever_its_replicas_do() {
     let admin = start();
-    *admin.readiness.lock().unwrap() = Readiness { draining: true, healthy_upstreams: 0, ..READY };
+    *admin.readiness.lock().unwrap() = Readiness { draining: true, unhealthy: named(&["a:1", "b:2"]), ..READY };
     assert_eq!(admin.ask("/livez").await, (200, "ok\n".to_owned()));
 }
 

@@ -39,6 +39,8 @@ pub struct Health {
     ejections: AtomicU32,
     /// Milliseconds since this process began; 0: not ejected.
     ejected_until: AtomicU64,
+    /// It has refused the gateway's password, and not taken it since.
+    wrong_password: AtomicBool,
     load: Arc<Counter>,
 }
 
@@ -51,6 +53,7 @@ impl Endpoint {
                 failures: AtomicU32::new(0),
                 ejections: AtomicU32::new(0),
                 ejected_until: AtomicU64::new(0),
+                wrong_password: AtomicBool::new(false),
                 load: Counter::new(),
             })
         });
@@ -86,6 +89,28 @@ impl Endpoint {
             self.health.failures.store(0, Ordering::Relaxed);
             self.health.ejections.store(0, Ordering::Relaxed);
         }
+    }
+
+    /// It wants another password than the gateway's.
+    pub(super) fn refuses_password(&self) {
+        if !self.health.wrong_password.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                upstream = %self.authority,
+                "replica refuses the gateway's password (401): upstreams.letta.password must be Letta's LETTA_SERVER_PASSWORD"
+            );
+        }
+    }
+
+    /// It has answered what it answers nobody without the password.
+    pub(super) fn takes_password(&self) {
+        if self.health.wrong_password.load(Ordering::Relaxed) {
+            self.health.wrong_password.store(false, Ordering::Relaxed);
+            tracing::info!(upstream = %self.authority, "replica takes the gateway's password");
+        }
+    }
+
+    pub fn has_wrong_password(&self) -> bool {
+        self.health.wrong_password.load(Ordering::Relaxed)
     }
 
     /// A request failed. Returns how long the replica is left out, if it now is; never without `others` in rotation.

@@ -12,7 +12,8 @@ use tokio::time::Instant;
 
 use crate::body::{Permit, Response};
 use crate::error::Error;
-use crate::letta::fault::is_replica_fault;
+use crate::letta::fault::{is_replica_fault, is_wrong_password};
+use crate::letta::routes::Scope;
 use crate::retry::Attempt;
 use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
@@ -129,6 +130,7 @@ where
         // to the second is near enough for an ejection: the request's own clock will do
         let endpoint = self.pick(&attempt, record.started).ok_or(Error::NoUpstream)?;
         record.goes_to(&endpoint.metrics);
+        let needs_password = attempt.route.scope != Scope::Open;
         let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
         let answer = next.handle(placed, record).await;
         match &answer {
@@ -137,10 +139,18 @@ where
                 if let Some(requests) = endpoint.metrics.requests(status.as_u16()) {
                     requests.inc();
                 }
-                if is_replica_fault(status, response.headers(), response.body().opening()) {
+                let opening = response.body().opening();
+                if is_wrong_password(status, opening) {
+                    endpoint.refuses_password();
+                    return Err(Error::UpstreamPassword { upstream: endpoint.authority.to_string() });
+                }
+                if is_replica_fault(status, response.headers(), opening) {
                     self.eject_after_failure(endpoint);
                 } else {
                     endpoint.succeeded();
+                    if needs_password && status.is_success() {
+                        endpoint.takes_password();
+                    }
                 }
             }
             Err(error) => {

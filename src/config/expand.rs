@@ -48,7 +48,7 @@ fn variable(inside: &str, env: Environment<'_>) -> Result<String, String> {
         (Some(value), _) => Ok(value),
         (None, Some(default)) => Ok(default.to_owned()),
         (None, None) => {
-            Err(format!("the environment variable {name} is not set; set it, or give a default with ${{{name}:-…}}"))
+            Err(format!("the environment variable {name} is not set; set it, write its value here, or give a default with ${{{name}:-…}}"))
         }
     }
 }

@@ -337,7 +337,7 @@ fn what_the_environment_lacks_is_told_and_what_it_holds_is_not() {
     assert_eq!(
         problems.lines().collect::<Vec<_>>(),
         [
-            "gateway.yaml:5:8: drain: the environment variable NONE is not set; set it, or give a default with ${NONE:-…}",
+            "gateway.yaml:5:8: drain: the environment variable NONE is not set; set it, write its value here, or give a default with ${NONE:-…}",
             "gateway.yaml:6:10: workers: what ${…} stands for is not auto or a number from 1 to 1024",
             "gateway.yaml:7:15: cache.ttl: what ${…} stands for is not a duration; write it like 250ms, 30s, 5m or 1h30m",
             "gateway.yaml:7:37: cache.agents[0]: only ${NAME} and ${NAME:-default} can be put in, not one inside another; \

@@ -18,9 +18,22 @@ const NO_DATABASE: &[u8] = b"{\"detail\":\"The database is temporarily unavailab
 /// What SQLAlchemy's `OperationalError` reads like, between these two: `(sqlite3.OperationalError) …`.
 const DATABASE_ERROR: (&[u8], &[u8]) = (b"{\"detail\":\"(", b".OperationalError)");
 
-/// True for a status that may tell of a replica out of order, so that the answer's body is worth reading.
-pub fn may_be_replica_fault(status: StatusCode) -> bool {
+/// True for a status whose answer's body is worth reading, for it may tell of the replica or of how it is asked.
+pub fn is_to_be_judged(status: StatusCode) -> bool {
+    status == StatusCode::UNAUTHORIZED || may_be_replica_fault(status)
+}
+
+fn may_be_replica_fault(status: StatusCode) -> bool {
     matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+}
+
+/// All that Letta says to a wrong password, before it looks at anything else (`middleware/check_password.py`). A model
+/// that refuses Letta's key is told of in other words.
+const WRONG_PASSWORD: &[u8] = b"{\"detail\":\"Unauthorized\"}";
+
+/// True if Letta refuses the password that the gateway sends. `opening`: the first bytes of the answer's body.
+pub fn is_wrong_password(status: StatusCode, opening: Option<&[u8]>) -> bool {
+    status == StatusCode::UNAUTHORIZED && opening.is_some_and(|body| body.trim_ascii() == WRONG_PASSWORD)
 }
 
 /// True for JSON, the only thing Letta writes of its failures.
@@ -68,6 +81,17 @@ mod tests {
 
     fn fault(status: u16, body: &str) -> bool {
         judged(status, "application/json", Some(body))
+    }
+
+    #[test]
+    fn a_wrong_password_is_told_from_a_models_wrong_key() {
+        let refused =
+            |status, body: &str| is_wrong_password(StatusCode::from_u16(status).unwrap(), Some(body.as_bytes()));
+        assert!(refused(401, r#"{"detail":"Unauthorized"}"#));
+        assert!(!refused(401, r#"{"detail":"Unauthorized: the model's key"}"#));
+        assert!(!refused(401, r#"{"error":{"type":"llm_authentication","message":"Unauthorized","detail":null}}"#));
+        assert!(!refused(403, r#"{"detail":"Unauthorized"}"#) && !refused(401, ""));
+        assert!(!is_wrong_password(StatusCode::UNAUTHORIZED, None));
     }
 
     #[test]

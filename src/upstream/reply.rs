@@ -16,7 +16,7 @@ use super::pool::Lease;
 use crate::body::{Body, Permit, Response, Stream};
 use crate::cutoff::{Cutoff, Ear};
 use crate::error::Error;
-use crate::letta::fault::{is_json, may_be_replica_fault};
+use crate::letta::fault::{is_json, is_to_be_judged};
 use crate::letta::sse::{self, Cutter};
 use crate::telemetry::Metrics;
 
@@ -64,7 +64,7 @@ pub(super) fn pass_on(answer: http::Response<Incoming>, lease: Lease, load: Perm
         } else {
             Body::stream(Events::new(reply, cutoff.ear(), Arc::clone(metrics)))
         }
-    } else if may_be_replica_fault(head.status) && is_json(&head.headers) {
+    } else if is_to_be_judged(head.status) && is_json(&head.headers) {
         return Passed::Unjudged(Box::new(http::Response::from_parts(head, reply)));
     } else {
         reply.whole_if_here(now)

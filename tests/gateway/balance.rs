@@ -113,6 +113,45 @@ async fn a_replica_that_fails_its_checks_leaves_rotation_and_comes_back() {
 }
 
 #[tokio::test]
+async fn a_wrong_upstream_password_is_told_as_the_gateways_and_not_as_the_keys() {
+    let password = std::sync::Arc::new(std::sync::Mutex::new("another"));
+    let wanted = std::sync::Arc::clone(&password);
+    let a = Replica::start(move |seen| match seen.header("authorization") {
+        Some(sent) if sent == format!("Bearer {}", wanted.lock().unwrap()) => json("{\"ok\":true}"),
+        _ => Reply::Json(401, "{\"detail\":\"Unauthorized\"}".into()),
+    })
+    .await;
+    let letta = format!("    servers: [ {{ url: http://{} }} ]\n    password: theirs", a.address);
+    let proxy = start(&yaml(&letta, "")).await;
+    let target = format!("/v1/agents/{AGENT}");
+    for answer in [proxy.get(&target).await, proxy.post(&format!("{target}/messages"), "{\"input\":\"hi\"}").await] {
+        assert_eq!((answer.status, &answer.json()["error"]["type"]), (502, &"upstream_password".into()));
+        assert!(answer.text().contains("LETTA_SERVER_PASSWORD") && !answer.text().contains("theirs"));
+        assert_eq!(answer.header("x-should-retry"), None, "it was not executed");
+    }
+    let ready = proxy.admin("/readyz").await;
+    assert_eq!((ready.status, &ready.json()["status"]), (200, &"degraded".into()));
+    assert_eq!(ready.json()["upstreams"]["wrong_password"], serde_json::json!([a.address.to_string()]));
+    assert_eq!(ready.json()["upstreams"]["unhealthy"], serde_json::json!([]), "it is no less well for that");
+    assert_eq!(proxy.log(1).await[0]["reason"], "upstream_password");
+
+    *password.lock().unwrap() = "theirs";
+    // who was refused begins anew
+    assert_eq!(proxy.post(&format!("{target}/messages"), "{\"input\":\"hi\"}").await.status, 200);
+    assert_eq!(proxy.admin("/readyz").await.json()["status"], "ready");
+}
+
+#[tokio::test]
+async fn a_401_in_other_words_is_lettas_own() {
+    let words = "{\"error\":{\"type\":\"llm_authentication\",\"message\":\"Unauthorized\"}}";
+    let a = Replica::start(move |_| Reply::Json(401, words.into())).await;
+    let proxy = gateway(&[&a], "").await;
+    let answer = proxy.get(&format!("/v1/agents/{AGENT}")).await;
+    assert_eq!((answer.status, answer.text().as_str()), (401, words));
+    assert_eq!(proxy.admin("/readyz").await.json()["status"], "ready");
+}
+
+#[tokio::test]
 async fn failures_that_are_the_models_eject_nobody() {
     let a = Replica::start(|_| Reply::Json(504, "{\"error\":{\"type\":\"llm_timeout\",\"message\":\"slow\"}}".into()))
         .await;

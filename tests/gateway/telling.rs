@@ -487,13 +487,14 @@ async fn a_gateway_is_ready_while_a_replica_is_there() {
     let servers = format!("    servers: [ {{ url: http://{} }}, {{ url: http://{} }} ]", a.address, b.address);
     let proxy = start(&yaml(&format!("{servers}\n{CHECKS}"), "")).await;
     let (status, body) = ready(&proxy, "ready").await;
-    assert_eq!((status, &body["upstreams"]), (200, &serde_json::json!({ "healthy": 2, "configured": 2 })));
+    assert_eq!((status, &body["upstreams"]["healthy"], &body["upstreams"]["configured"]), (200, &2.into(), &2.into()));
     assert_eq!((&body["store"]["state"], &body["config"]["problem"]), (&"in_process".into(), &Value::Null));
 
     let address = b.address;
     b.kill();
     let (status, body) = ready(&proxy, "degraded").await;
     assert_eq!((status, &body["upstreams"]["healthy"]), (200, &1.into()), "one is enough to be sent requests");
+    assert_eq!(body["upstreams"]["unhealthy"], serde_json::json!([address.to_string()]));
     a.kill();
     let (status, body) = ready(&proxy, "no_upstream").await;
     assert_eq!((status, &body["upstreams"]["healthy"]), (503, &0.into()));
