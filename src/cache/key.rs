@@ -9,7 +9,7 @@ use crate::letta::message::Canonical;
 use crate::store::Key;
 
 /// In front of what is hashed; raised when what follows changes its meaning.
-const VERSION: &[u8] = b"letta-gateway cache 3";
+const VERSION: &[u8] = b"cache 3";
 
 /// Request headers that change Letta's answer to a message. The others that do are not a client's to set (who asks,
 /// experiments) or matter to streams only (the version of the official client).
@@ -44,13 +44,13 @@ pub(super) fn key<B>(
         }
     }
     // closes the list of headers: no value is that long
-    hash.update(u64::MAX.to_be_bytes());
+    hash.update(u32::MAX.to_be_bytes());
     message.feed(&mut hash);
     hash.finalize().into()
 }
 
 /// The length in front of each field keeps two of them from being read as two others.
 fn field(hash: &mut Sha256, bytes: &[u8]) {
-    hash.update((bytes.len() as u64).to_be_bytes());
+    hash.update(u32::try_from(bytes.len()).unwrap_or(u32::MAX - 1).to_be_bytes());
     hash.update(bytes);
 }

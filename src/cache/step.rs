@@ -146,17 +146,19 @@ impl Cache {
                 return forward(Forwarded::TooLong, None);
             }
         };
-        *request.body_mut() = RequestBody::whole(bytes.clone());
         let message = match canonical(&bytes) {
             Ok(message) => message,
-            Err(why) => return forward(Forwarded::NotCacheable(why), None),
+            Err(why) => {
+                *request.body_mut() = RequestBody::whole(bytes);
+                return forward(Forwarded::NotCacheable(why), None);
+            }
         };
         let key = key(self.inner.scope, asker, agent, request, &message);
         let why = if asked.no_cache {
             Forwarded::Request
         } else {
             match self.inner.store.get(&key).await {
-                Ok(Some(entry)) => match self.give(entry, asked) {
+                Ok(Some(entry)) => match self.give(entry, asked, request) {
                     Some(response) => return Ok(Looked::Hit { response, request_bytes: bytes.len() as u64 }),
                     None => Forwarded::Stale,
                 },
@@ -164,11 +166,12 @@ impl Cache {
                 Err(_) => Forwarded::Unavailable,
             }
         };
+        *request.body_mut() = RequestBody::whole(bytes);
         forward(why, Some(key))
     }
 
     /// The kept answer, unless it is too old for the configuration or for what is asked.
-    fn give(&self, entry: Entry, asked: Directives) -> Option<Response> {
+    fn give(&self, entry: Entry, asked: Directives, request: &mut Request) -> Option<Response> {
         let age = entry.age(SystemTime::now());
         let left = self.inner.ttl.checked_sub(age)?;
         if !asked.accept(age, left) {
@@ -176,8 +179,9 @@ impl Cache {
         }
         let mut response = Response::new(Body::whole(entry.body));
         let headers = response.headers_mut();
-        // these three, and what the steps above tell
-        headers.reserve(12);
+        // nobody needs the request's any more, and its map has room
+        std::mem::swap(headers, request.headers_mut());
+        headers.clear();
         headers.insert(CONTENT_TYPE, entry.content_type);
         tell_hit(age, left, headers);
         Some(response)

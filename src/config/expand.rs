@@ -47,8 +47,8 @@ fn variable(inside: &str, env: Environment<'_>) -> Result<String, String> {
         (Some(value), Some(default)) if value.is_empty() => Ok(default.to_owned()),
         (Some(value), _) => Ok(value),
         (None, Some(default)) => Ok(default.to_owned()),
-        (None, None) => {
-            Err(format!("the environment variable {name} is not set; set it, write its value here, or give a default with ${{{name}:-…}}"))
-        }
+        (None, None) => Err(format!(
+            "the environment variable {name} is not set; set it, write its value here, or give a default with ${{{name}:-…}}"
+        )),
     }
 }

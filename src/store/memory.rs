@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant as StdInstant};
 
+use foldhash::fast::RandomState;
 use moka::Expiry;
 use moka::sync::Cache;
 use tokio::time::Instant;
@@ -14,7 +15,7 @@ use crate::telemetry::Metrics;
 const OVERHEAD: usize = 256;
 
 pub(super) struct Memory {
-    values: Cache<Key, Kept>,
+    values: Cache<Key, Kept, RandomState>,
     metrics: Arc<Metrics>,
     max_total: u64,
 }
@@ -43,7 +44,7 @@ impl Memory {
                 told.cache_entries.dec();
                 told.cache_bytes.sub(i64::from(kept.size()));
             })
-            .build();
+            .build_with_hasher(RandomState::default());
         Self { values, metrics: Arc::clone(metrics), max_total }
     }
 
