@@ -11,7 +11,7 @@ use crate::letta::repeat::{LONGEST_KEY, Repeat};
 use crate::letta::routes::Sends;
 
 /// Whose turn a send wants: the one that two sends must not share.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Target {
     Agent(Arc<str>),
     Conversation(Arc<str>),
@@ -38,7 +38,7 @@ impl Target {
         }
     }
 
-    /// What its lane is found by.
+    /// What its lane is found by among all gateways.
     pub(super) fn lane(&self) -> Index {
         index(b"lane", &[self.id().as_bytes()])
     }

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use foldhash::fast::RandomState;
 use tokio::sync::oneshot;
 
-use crate::turn::Index;
+use crate::turn::marks::Target;
 
 #[derive(Default)]
 pub(super) struct Lanes {
     /// Who waits for each lane that is held, in the order of coming.
-    held: Mutex<HashMap<Index, VecDeque<Waiter>, RandomState>>,
+    held: Mutex<HashMap<Target, VecDeque<Waiter>, RandomState>>,
 }
 
 struct Waiter {
@@ -39,43 +39,43 @@ pub(super) enum Entered {
 /// The lane is its holder's until this is dropped.
 pub(super) struct Held {
     lanes: Arc<Lanes>,
-    lane: Index,
+    lane: Target,
 }
 
 /// A place in the row.
 pub(super) struct Ticket {
     lanes: Arc<Lanes>,
-    lane: Index,
+    lane: Target,
     ticket: u64,
     bell: oneshot::Receiver<()>,
 }
 
 impl Lanes {
-    fn lock(&self) -> MutexGuard<'_, HashMap<Index, VecDeque<Waiter>, RandomState>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<Target, VecDeque<Waiter>, RandomState>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The lane, if it is free.
-    pub(super) fn enter_free(self: &Arc<Self>, lane: Index) -> Option<Held> {
-        match self.lock().entry(lane) {
+    pub(super) fn enter_free(self: &Arc<Self>, lane: &Target) -> Option<Held> {
+        match self.lock().entry(lane.clone()) {
             Entry::Vacant(vacant) => vacant.insert(VecDeque::new()),
             Entry::Occupied(_) => return None,
         };
-        Some(Held { lanes: Arc::clone(self), lane })
+        Some(Held { lanes: Arc::clone(self), lane: lane.clone() })
     }
 
     /// `ahead` is told how many are served first, the holder included, for as long as the lane is waited for.
     pub(super) fn enter(
         self: &Arc<Self>,
-        lane: Index,
+        lane: &Target,
         max_waiting: u32,
         ahead: impl Fn(u32) + Send + 'static,
     ) -> Entered {
         let mut held = self.lock();
-        let row = match held.entry(lane) {
+        let row = match held.entry(lane.clone()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(VecDeque::new());
-                return Entered::Held(Held { lanes: Arc::clone(self), lane });
+                return Entered::Held(Held { lanes: Arc::clone(self), lane: lane.clone() });
             }
             Entry::Occupied(row) => row.into_mut(),
         };
@@ -87,26 +87,26 @@ impl Lanes {
         let (sender, bell) = oneshot::channel();
         row.push_back(Waiter { ticket, bell: sender, ahead: Box::new(ahead) });
         tell(row, row.len() - 1);
-        Entered::Waits(Ticket { lanes: Arc::clone(self), lane, ticket, bell })
+        Entered::Waits(Ticket { lanes: Arc::clone(self), lane: lane.clone(), ticket, bell })
     }
 
     /// The lane is the next one's.
-    fn hand_on(self: &Arc<Self>, lane: Index) {
+    fn hand_on(self: &Arc<Self>, lane: &Target) {
         let mut held = self.lock();
-        let Some(row) = held.get_mut(&lane) else { return };
+        let Some(row) = held.get_mut(lane) else { return };
         while let Some(next) = row.pop_front() {
             if next.bell.send(()).is_ok() {
                 tell(row, 0);
                 return;
             }
         }
-        held.remove(&lane);
+        held.remove(lane);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.lanes.hand_on(self.lane);
+        self.lanes.hand_on(&self.lane);
     }
 }
 
@@ -115,7 +115,7 @@ impl Ticket {
     pub(super) async fn wait(mut self) -> Held {
         // an error cannot be: whoever takes the bell out of the row rings it
         let _ = (&mut self.bell).await;
-        Held { lanes: Arc::clone(&self.lanes), lane: self.lane }
+        Held { lanes: Arc::clone(&self.lanes), lane: self.lane.clone() }
     }
 }
 
@@ -124,7 +124,7 @@ impl Drop for Ticket {
         self.bell.close();
         // rung, and nobody heard it
         if self.bell.try_recv().is_ok() {
-            self.lanes.hand_on(self.lane);
+            self.lanes.hand_on(&self.lane);
             return;
         }
         let mut held = self.lanes.lock();
@@ -151,23 +151,25 @@ mod tests {
 
     use super::*;
 
-    const LANE: Index = [7; 32];
+    fn lane() -> Target {
+        Target::Agent("agent-1".into())
+    }
 
-    fn enter(lanes: &Arc<Lanes>, lane: Index, max_waiting: u32) -> (Entered, Arc<AtomicU32>) {
+    fn enter(lanes: &Arc<Lanes>, lane: &Target, max_waiting: u32) -> (Entered, Arc<AtomicU32>) {
         let ahead = Arc::new(AtomicU32::new(0));
         let told = Arc::clone(&ahead);
         (lanes.enter(lane, max_waiting, move |ahead| told.store(ahead, Ordering::Relaxed)), ahead)
     }
 
     fn held(lanes: &Arc<Lanes>) -> Held {
-        match enter(lanes, LANE, 16).0 {
+        match enter(lanes, &lane(), 16).0 {
             Entered::Held(held) => held,
             _ => panic!("the lane is not free"),
         }
     }
 
     fn waits(lanes: &Arc<Lanes>) -> (Ticket, Arc<AtomicU32>) {
-        match enter(lanes, LANE, 16) {
+        match enter(lanes, &lane(), 16) {
             (Entered::Waits(ticket), ahead) => (ticket, ahead),
             _ => panic!("nothing to wait for"),
         }
@@ -212,8 +214,8 @@ mod tests {
         let lanes = Arc::new(Lanes::default());
         let _first = held(&lanes);
         let _second = waits(&lanes);
-        assert!(matches!(enter(&lanes, LANE, 1).0, Entered::Full { waiting: 1 }));
-        assert!(matches!(enter(&lanes, LANE, 2).0, Entered::Waits(_)));
-        assert!(matches!(enter(&lanes, [8; 32], 0).0, Entered::Held(_)));
+        assert!(matches!(enter(&lanes, &lane(), 1).0, Entered::Full { waiting: 1 }));
+        assert!(matches!(enter(&lanes, &lane(), 2).0, Entered::Waits(_)));
+        assert!(matches!(enter(&lanes, &Target::Agent("agent-2".into()), 0).0, Entered::Held(_)));
     }
 }

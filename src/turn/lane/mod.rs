@@ -43,7 +43,7 @@ impl Lanes {
     /// The lane of `turn` if it is free and nobody else needs to be asked.
     pub(super) fn enter_free(&self, turn: &Turn, settings: LaneSettings, fleet: Option<&Arc<Fleet>>) -> Option<Held> {
         let None = fleet else { return None };
-        let local = self.local.enter_free(turn.target.lane())?;
+        let local = self.local.enter_free(&turn.target)?;
         Some(Held { lease: None, _local: local, deadline: Instant::now() + settings.max_wait })
     }
 
@@ -69,7 +69,7 @@ impl Lanes {
         }
         let waits = Arc::clone(turn);
         let ahead = move |ahead| waits.log.set_phase(Phase::Waiting { ahead });
-        let ticket = match self.local.enter(turn.target.lane(), settings.max_waiting, ahead) {
+        let ticket = match self.local.enter(&turn.target, settings.max_waiting, ahead) {
             Entered::Held(local) => return Ok(Held { lease, _local: local, deadline }),
             Entered::Waits(ticket) => ticket,
             Entered::Full { waiting } => {
