@@ -70,7 +70,7 @@ fn gateway_settings() -> config::Settings {
     let environment = gateway["environment"].as_object().unwrap().clone();
     let given = move |name: &str| {
         environment.contains_key(name).then(|| match name {
-            "GATEWAY_KEY_HASH" => format!("sha256:{}", "ab".repeat(32)),
+            "LETTA_GATEWAY_KEY_HASH" => format!("sha256:{}", "ab".repeat(32)),
             _ => format!("value-of-{name}"),
         })
     };
