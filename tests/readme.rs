@@ -160,3 +160,22 @@ fn every_option_of_turns_is_in_the_readme_at_its_default() {
         }
     }
 }
+
+#[test]
+fn every_option_that_stands_for_a_directive_of_nginx_exists() {
+    let file = read("config/gateway.yaml");
+    let known: BTreeSet<_> = file
+        .lines()
+        .filter_map(|line| line.trim_start_matches(['#', ' ', '-']).split_once(':'))
+        .map(|(name, _)| name)
+        .collect();
+    let rows = table("| nginx | here | |");
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in rows {
+        for option in words(&row[1]) {
+            for name in option.split('.').filter(|name| *name != "NAME") {
+                assert!(known.contains(name.trim_end_matches("[]")), "{option}: no {name} in config/gateway.yaml");
+            }
+        }
+    }
+}
