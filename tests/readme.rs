@@ -179,3 +179,16 @@ fn every_option_that_stands_for_a_directive_of_nginx_exists() {
         }
     }
 }
+
+#[test]
+fn the_unit_of_systemd_waits_for_the_drain_and_knows_a_bad_configuration() {
+    let readme = read("README.md");
+    let (_, unit) = readme.split_once("```ini\n").expect("a unit");
+    let (unit, _) = unit.split_once("```").unwrap();
+    let told = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).expect(name);
+    let file: serde_json::Value = serde_saphyr::from_str(&read("config/gateway.yaml")).unwrap();
+    let drain: u64 = file["drain"].as_str().unwrap().trim_end_matches('s').parse().unwrap();
+    assert!(told("TimeoutStopSec").parse::<u64>().unwrap() > drain, "killed before the drain is over");
+    assert_eq!(told("RestartPreventExitStatus"), "78");
+    assert!(readme.contains("78 bad configuration"));
+}
