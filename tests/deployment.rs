@@ -9,9 +9,14 @@
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use letta_gateway::config;
 use serde_json::{Map, Value};
+
+#[allow(dead_code, unreachable_pub, reason = "other tests use more of it")]
+#[path = "support/redis.rs"]
+mod redis;
 
 const REPLICAS: [&str; 2] = ["letta-1", "letta-2"];
 /// Where the image looks for its configuration.
@@ -65,7 +70,7 @@ fn gateway_settings() -> config::Settings {
     let environment = gateway["environment"].as_object().unwrap().clone();
     let given = move |name: &str| {
         environment.contains_key(name).then(|| match name {
-            "GATEWAY_KEY_HASH" => format!("sha256:{}", "ab".repeat(32)),
+            "LETTA_GATEWAY_KEY_HASH" => format!("sha256:{}", "ab".repeat(32)),
             _ => format!("value-of-{name}"),
         })
     };
@@ -146,6 +151,34 @@ fn the_replicas_share_everything_and_start_one_after_the_other() {
     let redis = |name: &str| texts(&services[name]["command"]).join(" ");
     assert!(redis("letta-redis").contains("noeviction"), "Letta's locks and streams could be evicted");
     assert!(redis("gateway-redis").contains("--maxmemory 512mb --maxmemory-policy noeviction"));
+}
+
+/// Otherwise a revoked key opens again after `docker compose down` and `up`.
+#[test]
+fn the_redis_of_the_gateway_keeps_what_it_was_told() {
+    let services = services();
+    let (volume, inside) = texts(&services["gateway-redis"]["volumes"])[0].split_once(':').unwrap();
+    assert_eq!(inside, "/data", "where its image has redis-server write");
+    let volumes = yaml("docker-compose.yml")["volumes"].as_object().unwrap().clone();
+    assert!(volumes.contains_key(volume), "{volume} is no named volume and would go with its container");
+
+    let command = texts(&services["gateway-redis"]["command"]);
+    let mut redis = redis::RedisServer::start_with(command.strip_prefix(&["redis-server"]).unwrap());
+    assert_eq!(redis.ask(&["SADD", "lgw:revoked", "digest"]).trim(), "1");
+    redis.kill();
+    redis.restart();
+    // it listens before it has read all
+    let told = (0..500).map(|_| redis.ask(&["SMEMBERS", "lgw:revoked"])).find(|told| {
+        std::thread::sleep(Duration::from_millis(10));
+        !told.starts_with("LOADING")
+    });
+    assert_eq!(told.unwrap().trim(), "digest");
+    let health = texts(&services["gateway-redis"]["healthcheck"]["test"]);
+    assert_eq!(
+        health,
+        ["CMD", "redis-cli", "-e", "ping"],
+        "without -e, one that still reads its data passes for ready"
+    );
 }
 
 #[test]

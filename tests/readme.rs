@@ -161,3 +161,35 @@ fn every_option_of_turns_is_in_the_readme_at_its_default() {
         }
     }
 }
+
+#[test]
+fn every_option_that_stands_for_a_directive_of_nginx_exists() {
+    let file = read("config/gateway.yaml");
+    let known: BTreeSet<_> = file
+        .lines()
+        .filter_map(|line| line.trim_start_matches(['#', ' ', '-']).split_once(':'))
+        .map(|(name, _)| name)
+        .collect();
+    let rows = table("| nginx | here | |");
+    assert!(rows.len() > 10, "{rows:?}");
+    for row in rows {
+        for option in words(&row[1]) {
+            for name in option.split('.').filter(|name| *name != "NAME") {
+                assert!(known.contains(name.trim_end_matches("[]")), "{option}: no {name} in config/gateway.yaml");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_unit_of_systemd_waits_for_the_drain_and_knows_a_bad_configuration() {
+    let readme = read("README.md");
+    let (_, unit) = readme.split_once("```ini\n").expect("a unit");
+    let (unit, _) = unit.split_once("```").unwrap();
+    let told = |name: &str| unit.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix('=')).expect(name);
+    let file: serde_json::Value = serde_saphyr::from_str(&read("config/gateway.yaml")).unwrap();
+    let drain: u64 = file["drain"].as_str().unwrap().trim_end_matches('s').parse().unwrap();
+    assert!(told("TimeoutStopSec").parse::<u64>().unwrap() > drain, "killed before the drain is over");
+    assert_eq!(told("RestartPreventExitStatus"), "78");
+    assert!(readme.contains("78 bad configuration"));
+}

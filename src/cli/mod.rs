@@ -69,7 +69,7 @@ enum Command {
     Run(ConfigFile),
     /// Checks a configuration as `run` would before it binds: certificates, secrets and all.
     Check(ConfigFile),
-    /// Makes and hashes API keys.
+    /// Makes, lists, rotates, revokes and hashes API keys, and shows what they have used.
     #[command(subcommand)]
     Keys(keys::Command),
     /// Prints the default configuration, or its JSON Schema.

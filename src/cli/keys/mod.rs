@@ -26,10 +26,10 @@ pub(super) enum Command {
     Create(create::Create),
     /// Makes another text for a key: both open until you take the old hash off.
     Rotate(rotate::Rotate),
-    /// Refuses a key at every gateway within a second, its streams included, for ever.
+    /// Refuses a key at every gateway within a second, its streams included.
     ///
-    /// Takes a shared store (store.redis). Take the key out of the configuration as well: a gateway that starts while the
-    /// store is away knows of no revocations.
+    /// Takes a shared store (store.redis). Take the key out of the configuration as well: a revocation holds as long as
+    /// Redis or one running gateway remembers it, and a gateway that starts while the store is away knows of none.
     Revoke(revoke::Revoke),
     /// Lists the configured keys and what each may do.
     List(list::List),
