@@ -94,7 +94,7 @@ impl RedisServer {
         self.child.wait().expect("cannot wait for redis-server");
     }
 
-    /// Starts it again, empty, where it was.
+    /// Starts it again where it was, empty unless it was told to keep what it has.
     pub fn restart(&mut self) {
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
