@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{AUTHORIZATION, COOKIE, EXPECT, HOST, LOCATION};
+use http::header::{AUTHORIZATION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue, Uri, Version};
 use http_body::Body as _;
 
@@ -85,6 +85,10 @@ impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
         // it may have waited for its turn since
         key.as_ref().map_or(Ok(()), |key| key.check_revoked())?;
         prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
+        if route.starts_turns() {
+            // stored with each step, and there are no steps but those of turns
+            request.headers_mut().insert(X_API_REQUEST_LOG_ID, record.request_id.clone());
+        }
         if let Some(user) = key.as_ref().and_then(|key| key.letta_user.as_ref()) {
             request.headers_mut().insert(USER_ID, user.header.clone());
         }
@@ -104,6 +108,7 @@ impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
             // HTTP/1.0 may leave it out, HTTP/1.1 to the replica may not
             request.headers_mut().insert(HOST, NO_HOST);
         }
+        tell_length(&mut request);
         let mut response = next.handle(Outbound { request, route, subject }, record).await?;
         let headers = response.headers_mut();
         end_hop(headers);
@@ -126,7 +131,18 @@ fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Pe
     headers.insert(X_FORWARDED_FOR, address(peer.address.ip()));
     headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if peer.tls { "https" } else { "http" }));
     headers.insert(X_REQUEST_ID, request_id.clone());
-    headers.insert(X_API_REQUEST_LOG_ID, request_id.clone());
+}
+
+/// Makes `Content-Length` say how long the body is, or nothing if that is not known. hyper sends the one that stands
+/// there, whatever the body has: the replica would take the next request on the connection for what is missing.
+fn tell_length(request: &mut Request) {
+    let length = request.body().size_hint().exact();
+    let Some(told) = request.headers().get(CONTENT_LENGTH) else { return };
+    match length {
+        Some(length) if told.as_bytes() == itoa::Buffer::new().format(length).as_bytes() => {}
+        Some(length) => drop(request.headers_mut().insert(CONTENT_LENGTH, length.into())),
+        None => drop(request.headers_mut().remove(CONTENT_LENGTH)),
+    }
 }
 
 /// HTTP/2 may send a cookie in crumbs; HTTP/1.1 takes one line (RFC 9113 §8.2.3).

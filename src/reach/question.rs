@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, TRANSFER_ENCODING};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::timeout;
@@ -92,10 +93,13 @@ async fn ask<Next: Handle<Confined>>(
     Ok(Ok(body.to_bytes()))
 }
 
-/// A GET of the gateway's own.
+/// A GET of the gateway's own, without the body that `headers` may tell of.
 pub(super) fn get(uri: Uri, headers: &HeaderMap) -> Request {
     let mut request = Box::new(http::Request::new(RequestBody::empty()));
     *request.uri_mut() = uri;
     request.headers_mut().clone_from(headers);
+    for name in [CONTENT_LENGTH, TRANSFER_ENCODING, CONTENT_TYPE, CONTENT_ENCODING, EXPECT] {
+        request.headers_mut().remove(name);
+    }
     request
 }

@@ -110,10 +110,22 @@ async fn a_request_id_is_kept_or_made_and_told_everywhere() {
     assert_eq!(made.len(), 32);
     let seen = a.seen();
     assert_eq!(seen[0].header("x-request-id"), Some("mine-1"));
-    assert_eq!(seen[0].header("x-api-request-log-id"), Some("mine-1"));
-    assert_eq!(seen[1].header("x-api-request-log-id"), Some(made.as_str()));
+    assert_eq!(seen[1].header("x-request-id"), Some(made.as_str()));
     let log = proxy.log(2).await;
     assert_eq!((log[0]["request_id"].as_str(), log[1]["request_id"].as_str()), (Some("mine-1"), Some(made.as_str())));
+    assert_eq!(seen[0].header("x-api-request-log-id"), None, "a read has no steps to store it with");
+}
+
+#[tokio::test]
+async fn letta_stores_the_request_id_with_the_steps_of_a_turn() {
+    let a = Replica::start(|_| json("{}")).await;
+    let proxy = gateway(&[&a], "").await;
+    for path in ["messages", "messages/stream", "messages/async"] {
+        let request = proxy.request("POST", &format!("/v1/agents/{AGENT}/{path}")).header("x-request-id", "mine-1");
+        let request = request.header("x-api-request-log-id", "theirs");
+        proxy.send(request.body("{\"input\":\"hi\"}".into()).unwrap()).await;
+        assert_eq!(a.seen().pop().unwrap().header("x-api-request-log-id"), Some("mine-1"), "{path}");
+    }
 }
 
 #[tokio::test]

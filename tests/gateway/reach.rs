@@ -5,7 +5,9 @@ use bytes::Bytes;
 use letta_gateway::letta::routes::reach::{Reach, reach};
 use letta_gateway::letta::routes::{ROUTES, Route, Scope};
 
-use crate::support::{AGENT as OWN, Answer, Proxy, Replica, Reply, Seen, hash, json, letta_answer, start, yaml};
+use crate::support::{
+    AGENT as OWN, Answer, KEY, PATIENCE, Proxy, Replica, Reply, Seen, hash, json, letta_answer, start, yaml,
+};
 
 const OTHER: &str = "agent-99999999-9999-4999-8999-999999999999";
 /// Whatever the replica says of the other agent holds it.
@@ -296,6 +298,39 @@ async fn a_list_is_asked_for_by_agent_where_letta_can_and_is_looked_through_page
     ] {
         assert_eq!(ask(&proxy, LIMITED, "GET", target, "").await.status, 200);
         assert_eq!(b.seen().pop().unwrap().target, asked);
+    }
+}
+
+/// A request is as long as it says, whatever became of its body: were it shorter, Letta would take the next one on the
+/// connection for the rest, and with it whatever that has in its head.
+#[tokio::test]
+async fn no_request_says_that_it_has_a_body_which_it_has_not() {
+    let hidden = "DELETE /v1/agents/agent-hidden HTTP/1.1";
+    for route in with_keys() {
+        let a = Replica::start(letta).await;
+        let proxy = limited(&a).await;
+        for key in [LIMITED, KEY] {
+            let body = format!("{{\"agent_id\":\"{OWN}\",\"x\":\"{}\"}}", "x".repeat(300));
+            let path = path(route, OWN, "own");
+            let asked = ask(&proxy, key, route.method.as_str(), &path, &body);
+            tokio::time::timeout(PATIENCE, asked).await.expect("it is answered");
+            let next = http::Request::builder().method("POST");
+            let next = next.uri(format!("http://{}/v1/agents/{OWN}/messages", proxy.address()));
+            let next = next.header("x-a", hidden).header("x-api-key", LIMITED);
+            let answer = proxy.send(next.body(Bytes::from_static(b"{\"input\":\"hi\"}")).unwrap()).await;
+            assert_eq!(
+                (answer.status, answer.text()),
+                (200, letta_answer("hello")),
+                "after {} {}",
+                route.method,
+                route.template
+            );
+        }
+        for seen in a.seen() {
+            let told = seen.header("content-length").map(|told| told.parse::<usize>().unwrap());
+            assert!(told.is_none_or(|told| told == seen.body.len()), "{} {}: {seen:?}", route.method, route.template);
+            assert!(!seen.target.contains("agent-hidden"), "{} {}", route.method, route.template);
+        }
     }
 }
 
