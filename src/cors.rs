@@ -49,6 +49,9 @@ impl Cors {
 
     /// What `Access-Control-Allow-Origin` says to `headers`' origin; `None` if nothing.
     fn allowed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
+        if self.origins.is_empty() {
+            return None;
+        }
         let origin = headers.get(ORIGIN)?;
         if self.any {
             return Some(ANY);

@@ -5,6 +5,7 @@
 //! Affordable: within a budget of a fifth of the recent requests, so that a failing fleet is not hit harder.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use http::{Method, Uri};
@@ -51,16 +52,21 @@ impl Failed {
 /// Attempts at one request at most.
 const MOST_ATTEMPTS: u8 = 3;
 
+/// So many requests are told to the budget at once: it reads a clock and takes a lock.
+const DEPOSIT: u32 = 8;
+
 /// The step that tries again.
 pub struct Retry {
     budget: TpsBudget,
+    requests: AtomicU32,
     metrics: Arc<Metrics>,
 }
 
 impl Retry {
     pub fn new(metrics: Arc<Metrics>) -> Self {
         // over ten seconds: one retry for each five requests, and ten a second for quiet gateways
-        Self { budget: TpsBudget::new(Duration::from_secs(10), 10, 0.2), metrics }
+        let budget = TpsBudget::new(Duration::from_secs(10), 10, 0.2 * DEPOSIT as f32);
+        Self { budget, requests: AtomicU32::new(0), metrics }
     }
 
     /// Why `error` leaves room for another attempt, as the metric calls it; `None` if it does not.
@@ -86,7 +92,9 @@ where
         let mut spare = Spare::of(&request);
         let mut request = Some(request);
         let mut failed = Failed::default();
-        self.budget.deposit();
+        if self.requests.fetch_add(1, Ordering::Relaxed).is_multiple_of(DEPOSIT) {
+            self.budget.deposit();
+        }
         // why there is another attempt, and what the client is told if nobody is left to make it
         let mut before: Option<(&'static str, Error)> = None;
         loop {

@@ -76,6 +76,20 @@ async fn a_read_that_was_not_answered_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_fleet_that_fails_is_not_asked_again_for_every_request() {
+    let a = Replica::start(|_| Reply::Close).await;
+    let proxy = gateway(&[&a], "").await;
+    for _ in 0..200 {
+        assert_eq!(proxy.get(&format!("/v1/agents/{AGENT}")).await.status, 502);
+    }
+    // each would be tried twice; a hundred more in ten seconds are free, and one for each five requests
+    let more = a.seen().len() - 200;
+    assert!((130..=141).contains(&more), "{more}");
+    let spent = proxy.metric("letta_gateway_retries_total{outcome=\"budget_spent\"}").await;
+    assert_eq!(spent, 200.0 - more as f64);
+}
+
+#[tokio::test]
 async fn connections_to_a_replica_are_used_again() {
     let a = Replica::start(|_| json("{\"some\":\"json\"}")).await;
     let proxy = gateway(&[&a], "").await;
