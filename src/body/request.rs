@@ -7,7 +7,7 @@
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -49,6 +49,8 @@ enum Content {
 #[derive(Debug, Default)]
 pub struct Meter {
     bytes: AtomicU64,
+    /// Its client has sent all of it.
+    over: AtomicBool,
     failure: Mutex<Option<Error>>,
 }
 
@@ -56,6 +58,11 @@ impl Meter {
     /// Bytes that were handed on.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Its client has sent all of it: what is late now is not its doing.
+    pub fn is_over(&self) -> bool {
+        self.over.load(Ordering::Relaxed)
     }
 
     /// Why the body ended early, if it did by its client's doing; told once.
@@ -166,7 +173,12 @@ impl RequestBody {
         let data = match ready!(self.poll_content(cx)) {
             Some(Ok(data)) => data,
             Some(Err(error)) => return Poll::Ready(Some(Err(self.fail(error)))),
-            None => return Poll::Ready(None),
+            None => {
+                if let Some(meter) = &self.meter {
+                    meter.over.store(true, Ordering::Relaxed);
+                }
+                return Poll::Ready(None);
+            }
         };
         self.taken = self.taken.saturating_add(data.len() as u64);
         if let Some(limit) = self.limit.filter(|limit| self.taken > *limit) {
@@ -174,6 +186,7 @@ impl RequestBody {
         }
         if let Some(meter) = &self.meter {
             meter.bytes.store(self.taken, Ordering::Relaxed);
+            meter.over.store(matches!(self.content, Content::Empty), Ordering::Relaxed);
         }
         Poll::Ready(Some(Ok(data)))
     }

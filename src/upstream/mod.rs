@@ -131,7 +131,7 @@ impl<'a> Handle<Placed<'a>> for Upstream {
         let response = match answer {
             Ok(response) => response,
             Err(failure) => {
-                if let Some(error) = meter.and_then(|meter| meter.failure()) {
+                if let Some(error) = meter.as_ref().and_then(|meter| meter.failure()) {
                     return Err(error);
                 }
                 return Err(match failure {
@@ -140,6 +140,7 @@ impl<'a> Handle<Placed<'a>> for Upstream {
                         Error::UpstreamClosed { upstream: upstream(), sent: false, cause }
                     }
                     Unanswered::Closed(cause) => Error::UpstreamClosed { upstream: upstream(), sent: true, cause },
+                    Unanswered::Late if meter.is_some_and(|meter| !meter.is_over()) => Error::BodyTimeout,
                     Unanswered::Late => Error::UpstreamTimeout { upstream: upstream(), after: patience },
                 });
             }

@@ -177,7 +177,10 @@ async fn a_body_that_trickles_is_not_waited_for_longer_than_a_request() {
     let a = Replica::start(|_| json(letta_answer("hi"))).await;
     let letta = format!("    servers: [ {{ url: http://{} }} ]\n    timeouts: {{ request: 300ms }}", a.address);
     let proxy = crate::support::start(&crate::support::yaml(&letta, "cache: { agents: [\"*\"] }")).await;
-    for target in ["/v1/chat/completions".to_owned(), format!("/v1/agents/{AGENT}/messages")] {
+    // the last one is not looked at here: its body is sent on as it comes
+    let targets =
+        ["/v1/chat/completions".to_owned(), format!("/v1/agents/{AGENT}/messages"), "/v1/messages/search".to_owned()];
+    for target in targets {
         let mut stream = TcpStream::connect(proxy.address()).await.unwrap();
         let head = format!(
             "POST {target} HTTP/1.1\r\nHost: a\r\nX-API-Key: {KEY}\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{{"
@@ -197,6 +200,12 @@ async fn a_body_that_trickles_is_not_waited_for_longer_than_a_request() {
         assert_eq!(&answer, b"HTTP/1.1 408", "{target}");
     }
     assert_eq!(a.count(), 0);
+    for line in proxy.log(3).await {
+        assert_eq!(
+            (line["reason"].as_str(), line["ended_by"].as_str()),
+            (Some("client_body_timeout"), Some("gateway"))
+        );
+    }
 }
 
 /// HTTP/2 frames a body by itself, and hands on whatever a client calls its length.
