@@ -108,6 +108,25 @@ async fn requests_go_on_while_redis_is_gone_and_it_is_used_again_when_it_is_back
 }
 
 #[tokio::test]
+async fn a_redis_without_memory_is_one_that_is_gone_and_not_one_that_is_well() {
+    let server = RedisServer::start();
+    let a = counting().await;
+    let proxy = gateway(&[&a], &cache(&server, "5s")).await;
+    all_are_up(std::slice::from_ref(&proxy)).await;
+    hit(&proxy).await;
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "1"]).trim(), "OK");
+    proxy.metric_is(UP, 0.0).await;
+    let (code, ready) = readiness(&proxy).await;
+    assert_eq!((code, &ready["status"], &ready["store"]["state"]), (200, &"degraded".into(), &"degraded".into()));
+    assert_eq!(say(&proxy, HELLO).await.status, 200);
+    assert_eq!(server.ask(&["EXISTS", "letta-gateway:probe"]).trim(), "0", "asking leaves nothing behind");
+
+    assert_eq!(server.ask(&["CONFIG", "SET", "maxmemory", "0"]).trim(), "OK");
+    all_are_up(std::slice::from_ref(&proxy)).await;
+    assert_eq!(readiness(&proxy).await.1["status"], "ready");
+}
+
+#[tokio::test]
 async fn a_redis_that_hangs_costs_a_few_requests_their_budget_and_then_none() {
     let server = RedisServer::start();
     let a = counting().await;

@@ -58,10 +58,11 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Takes away a key that is never there: whoever may not write refuses it.
+    /// Writes nothing to a key that is never there, which makes none: whoever may not write, or has no memory left,
+    /// refuses it.
     pub(super) fn write(prefix: &str) -> Self {
-        let mut write = cmd("DEL");
-        write.arg(format!("{prefix}probe"));
+        let mut write = cmd("SETRANGE");
+        write.arg(format!("{prefix}probe")).arg(0).arg("");
         Self { first: write.clone(), again: write }
     }
 }

@@ -200,12 +200,13 @@ fn is_reply(error: &RedisError) -> bool {
     matches!(error.kind(), ErrorKind::Server(_) | ErrorKind::Extension | ErrorKind::UnexpectedReturnType)
 }
 
-/// True if what replied is not (any more) who is to be asked: a replica, a server that may not write, no whole cluster.
+/// True if what replied is not (any more) who is to be asked: a replica, a server that may not write or has no memory for
+/// it, no whole cluster.
 fn is_turned_away(error: &RedisError) -> bool {
     use ServerErrorKind::{BusyLoading, ClusterDown, MasterDown, ReadOnly};
     match error.kind() {
         ErrorKind::Server(kind) => matches!(kind, BusyLoading | ClusterDown | MasterDown | ReadOnly),
-        ErrorKind::Extension => matches!(error.code(), Some("NOREPLICAS" | "MISCONF")),
+        ErrorKind::Extension => matches!(error.code(), Some("NOREPLICAS" | "MISCONF" | "OOM")),
         _ => false,
     }
 }
