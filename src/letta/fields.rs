@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserializer as _, MapAccess, Visitor};
+use serde::de::{Deserializer as _, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 /// The body is no JSON object, or one that readers take in different ways.
@@ -98,6 +98,12 @@ pub fn members(json: &[u8], tell: impl FnMut(&str, &RawValue)) -> Result<(), Unc
     reader.deserialize_map(Members(tell)).and_then(|()| reader.end()).map_err(|_| Unclear)
 }
 
+/// Tells `tell` each element of the list `json` as it is written.
+pub fn elements(json: &str, tell: impl FnMut(&RawValue)) -> Result<(), Unclear> {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    reader.deserialize_seq(Elements(tell)).and_then(|()| reader.end()).map_err(|_| Unclear)
+}
+
 struct Members<Tell>(Tell);
 
 impl<'de, Tell: FnMut(&str, &RawValue)> Visitor<'de> for Members<Tell> {
@@ -110,6 +116,23 @@ impl<'de, Tell: FnMut(&str, &RawValue)> Visitor<'de> for Members<Tell> {
     fn visit_map<A: MapAccess<'de>>(mut self, mut members: A) -> Result<(), A::Error> {
         while let Some((Name(name), value)) = members.next_entry::<Name<'de>, &RawValue>()? {
             (self.0)(&name, value);
+        }
+        Ok(())
+    }
+}
+
+struct Elements<Tell>(Tell);
+
+impl<'de, Tell: FnMut(&RawValue)> Visitor<'de> for Elements<Tell> {
+    type Value = ();
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(mut self, mut elements: A) -> Result<(), A::Error> {
+        while let Some(element) = elements.next_element::<&RawValue>()? {
+            (self.0)(element);
         }
         Ok(())
     }

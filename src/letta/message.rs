@@ -25,7 +25,8 @@ pub struct Canonical {
 /// Why a message's answer is none for the next asker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NotCacheable {
-    /// Not one JSON object without duplicate keys, fractions and numbers beyond 64 bits, or not a message.
+    /// Not one JSON object without duplicate keys, fractions and numbers beyond 64 bits, or not a message; or one of more
+    /// values than are read.
     Unclear,
     /// The answer is asked for as a stream or in the background.
     Streams,

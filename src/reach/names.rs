@@ -8,11 +8,13 @@ use std::borrow::Cow;
 use serde_json::value::RawValue;
 
 use crate::error::Error;
-use crate::letta::fields::{Unclear, members};
+use crate::letta::fields::{Unclear, elements, members};
 use crate::letta::routes::reach::Thing;
 
 /// Different things that one request may name: each may be a question to Letta.
 const MOST: usize = 32;
+/// Requests of one batch.
+const MOST_REQUESTS: usize = 10_000;
 
 /// Something that a request names.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,64 +37,77 @@ pub(super) struct Reading {
 }
 
 const TOO_MANY: &str = "the request names too many things";
+const TOO_MANY_REQUESTS: &str = "the batch has more than 10,000 requests; send several";
 const UNKNOWN_NAME: &str =
     "the request names something that may be another agent's; leave out what ends in _id or _ids";
 const OTID: &str = "`otid` finds runs of any agent's; name the run with `run_id`";
 const BODY: &str = "the body must be one JSON object in UTF-8, and ids in it texts";
 
+/// What was found in a request.
+#[derive(Default)]
+struct Found {
+    named: Vec<Named>,
+    /// Requests of a batch so far, of all the lists that its body has.
+    requests: usize,
+}
+
 impl Reading {
     /// What the query names.
     pub(super) fn query(self, query: &str) -> Result<Vec<Named>, Error> {
-        let mut named = Vec::new();
+        let mut found = Found::default();
         for (name, value) in pairs(query) {
-            self.add(&name, value.into_owned(), &mut named)?;
+            self.add(&name, value.into_owned(), &mut found)?;
         }
-        Ok(named)
+        Ok(found.named)
     }
 
     /// What the body names.
     pub(super) fn body(self, body: &[u8]) -> Result<Vec<Named>, Error> {
-        let mut named = Vec::new();
+        let mut found = Found::default();
         // asks for nothing
         if !body.is_empty() {
-            self.object(body, &mut named)?;
+            self.object(body, &mut found)?;
         }
-        Ok(named)
+        Ok(found.named)
     }
 
-    fn object(self, json: &[u8], named: &mut Vec<Named>) -> Result<(), Error> {
+    fn object(self, json: &[u8], found: &mut Found) -> Result<(), Error> {
         let mut result = Ok(());
         let read = members(json, |name, value| {
             if result.is_ok() {
-                result = self.member(name, value, named);
+                result = self.member(name, value, found);
             }
         });
         read.map_err(|Unclear| Error::BadBody(BODY))?;
         result
     }
 
-    fn member(self, name: &str, value: &RawValue, named: &mut Vec<Named>) -> Result<(), Error> {
+    fn member(self, name: &str, value: &RawValue, found: &mut Found) -> Result<(), Error> {
         let text = value.get();
         if text == "null" {
             return Ok(());
         }
         if self.batch && name == "requests" {
-            let requests: Vec<&RawValue> = serde_json::from_str(text).map_err(|_| Error::BadBody(BODY))?;
             let inner = Self { batch: false, ..self };
-            return requests.iter().try_for_each(|request| inner.object(request.get().as_bytes(), named));
+            return each(text, |request| {
+                found.requests += 1;
+                if found.requests > MOST_REQUESTS {
+                    return Err(Error::ReachRefused { why: TOO_MANY_REQUESTS });
+                }
+                inner.object(request.get().as_bytes(), found)
+            });
         }
         if self.kind(name) == Kind::Nothing {
             return Ok(());
         }
-        let values: Vec<String> = if text.starts_with('[') {
-            serde_json::from_str(text).map_err(|_| Error::BadBody(BODY))?
-        } else {
-            vec![serde_json::from_str(text).map_err(|_| Error::BadBody(BODY))?]
+        let mut id = |value: &RawValue| {
+            let id = serde_json::from_str(value.get()).map_err(|_| Error::BadBody(BODY))?;
+            self.add(name, id, found)
         };
-        values.into_iter().try_for_each(|value| self.add(name, value, named))
+        if text.starts_with('[') { each(text, id) } else { id(value) }
     }
 
-    fn add(self, name: &str, value: String, named: &mut Vec<Named>) -> Result<(), Error> {
+    fn add(self, name: &str, value: String, found: &mut Found) -> Result<(), Error> {
         let one = match self.kind(name) {
             Kind::Nothing => return Ok(()),
             Kind::Agent => Named::Agent(value),
@@ -102,13 +117,13 @@ impl Reading {
             Kind::Owned(thing) => Named::Owned(thing, value),
             Kind::Closed(why) => return Err(Error::ReachRefused { why }),
         };
-        if named.contains(&one) {
+        if found.named.contains(&one) {
             return Ok(());
         }
-        if named.len() >= MOST {
+        if found.named.len() >= MOST {
             return Err(Error::ReachRefused { why: TOO_MANY });
         }
-        named.push(one);
+        found.named.push(one);
         Ok(())
     }
 
@@ -127,6 +142,18 @@ impl Reading {
             _ => Kind::Nothing,
         }
     }
+}
+
+/// Each element of `list` in its turn, none of them kept; the first that is refused is the last.
+fn each(list: &str, mut take: impl FnMut(&RawValue) -> Result<(), Error>) -> Result<(), Error> {
+    let mut result = Ok(());
+    let read = elements(list, |element| {
+        if result.is_ok() {
+            result = take(element);
+        }
+    });
+    read.map_err(|Unclear| Error::BadBody(BODY))?;
+    result
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -239,5 +266,31 @@ mod tests {
         }
         assert_eq!(reason(batch.body(br#"{"requests":{"agent_id":"a"}}"#)), "client_bad_body");
         assert_eq!(reason(batch.body(br#"{"requests":["agent_id"]}"#)), "client_bad_body");
+    }
+
+    #[test]
+    fn a_batch_has_so_many_requests_and_no_more_in_however_many_lists() {
+        let batch = Reading { batch: true, ..PLAIN };
+        let list = |count| format!(r#""requests":[{}]"#, vec![r#"{"agent_id":"a"}"#; count].join(","));
+        let named = |lists: &[usize]| {
+            let lists: Vec<_> = lists.iter().map(|count| list(*count)).collect();
+            batch.body(format!("{{{}}}", lists.join(",")).as_bytes())
+        };
+        for lists in [&[MOST_REQUESTS][..], &[1, MOST_REQUESTS - 1]] {
+            assert_eq!(named(lists).unwrap(), [agent("a")], "{lists:?}");
+        }
+        for lists in [&[MOST_REQUESTS + 1][..], &[1, MOST_REQUESTS]] {
+            let refused = named(lists).unwrap_err();
+            assert!(matches!(refused, Error::ReachRefused { why: TOO_MANY_REQUESTS }), "{lists:?}: {refused:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_ids_may_be_long_but_not_of_many_things() {
+        let named = |ids: Vec<String>| PLAIN.body(format!(r#"{{"agent_ids":["{}"]}}"#, ids.join("\",\"")).as_bytes());
+        let ids = |count: usize| (0..count).map(|id| id.to_string());
+        assert_eq!(named(vec!["a".to_owned(); 10_000]).unwrap(), [agent("a")]);
+        assert_eq!(named(ids(MOST).collect()).unwrap().len(), MOST);
+        assert_eq!(reason(named(ids(MOST + 1).collect())), "policy_reach");
     }
 }

@@ -46,8 +46,8 @@ const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering
 /// A body of no more bytes is copied: it may have come with its head, in a buffer that is larger.
 const SHORT: usize = 4096;
 
-const UNREAD: &str =
-    "the agent that the message is for cannot be read: the body must be one JSON object in UTF-8, each name once";
+const UNREAD: &str = "the agent that the message is for cannot be read: the body must be one JSON object in UTF-8, \
+                      each name once, of 100,000 values at most";
 const OTID: &str = "a background message to a conversation may be answered with the run of another that has its `otid`: \
                     use random UUIDs (version 4), or leave `otid` out";
 

@@ -1,9 +1,16 @@
 //! JSON as a message has it: maps in the order of their keys, and nothing that another reader could take otherwise.
+//!
+//! A text has `MOST_VALUES` values and keys at most, or it is given up at the next: a tree of them takes many times what
+//! the text does.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
+
+/// Values and keys of one text.
+pub(super) const MOST_VALUES: u32 = 100_000;
 
 /// A value; its texts are borrowed where nothing in them is escaped. The order is of no meaning but total.
 #[derive(Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -23,7 +30,14 @@ pub(super) enum Json<'j> {
 pub(super) fn parse(text: &[u8]) -> Result<Json<'_>, serde_json::Error> {
     // checked at once, not text by text
     let text = std::str::from_utf8(text).map_err(Error::custom)?;
-    serde_json::from_str(text)
+    counted(text, &Cell::new(0))
+}
+
+/// Reads `text`, and counts its values and keys in `values`.
+fn counted<'j>(text: &'j str, values: &Cell<u32>) -> Result<Json<'j>, serde_json::Error> {
+    let mut reader = serde_json::Deserializer::from_str(text);
+    let json = AnyValue { values }.deserialize(&mut reader)?;
+    reader.end().map(|()| json)
 }
 
 /// A map of `fields`; `None` if a key is there twice: readers differ in which they take.
@@ -99,15 +113,30 @@ fn encode_length(length: usize, to: &mut Vec<u8>) {
     to.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());
 }
 
-impl<'de: 'j, 'j> Deserialize<'de> for Json<'j> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(AnyValue)
+#[derive(Clone, Copy)]
+struct AnyValue<'c> {
+    values: &'c Cell<u32>,
+}
+
+impl AnyValue<'_> {
+    /// Counts one more, before it is kept.
+    fn count<E: Error>(self) -> Result<(), E> {
+        let values = self.values.get() + 1;
+        self.values.set(values);
+        if values > MOST_VALUES { Err(E::custom("too many values")) } else { Ok(()) }
     }
 }
 
-struct AnyValue;
+impl<'de> DeserializeSeed<'de> for AnyValue<'_> {
+    type Value = Json<'de>;
 
-impl<'de> Visitor<'de> for AnyValue {
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Json<'de>, D::Error> {
+        self.count()?;
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AnyValue<'_> {
     type Value = Json<'de>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -144,7 +173,7 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Json<'de>, A::Error> {
         let mut list = Vec::new();
-        while let Some(item) = items.next_element()? {
+        while let Some(item) = items.next_element_seed(self)? {
             list.push(item);
         }
         Ok(Json::List(list))
@@ -152,21 +181,66 @@ impl<'de> Visitor<'de> for AnyValue {
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Json<'de>, A::Error> {
         let mut fields = Vec::new();
-        while let Some((name, value)) = entries.next_entry::<Name<'de>, _>()? {
-            fields.push((name.0, value));
+        while let Some(entry) = entries.next_entry_seed(Name(self), self)? {
+            fields.push(entry);
         }
         map(fields).ok_or_else(|| A::Error::custom("a key is there twice"))
     }
 }
 
 /// A key; borrowed like a text.
-struct Name<'j>(Cow<'j, str>);
+struct Name<'c>(AnyValue<'c>);
 
-impl<'de: 'j, 'j> Deserialize<'de> for Name<'j> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match deserializer.deserialize_str(AnyValue)? {
-            Json::Text(text) => Ok(Self(text)),
+impl<'de> DeserializeSeed<'de> for Name<'_> {
+    type Value = Cow<'de, str>;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Cow<'de, str>, D::Error> {
+        self.0.count()?;
+        match deserializer.deserialize_str(self.0)? {
+            Json::Text(text) => Ok(text),
             _ => Err(D::Error::custom("a key that is no text")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether `text` is read, and how many values were counted until then.
+    fn read(text: &str) -> (bool, u32) {
+        let values = Cell::new(0);
+        let json = counted(text, &values);
+        (json.is_ok(), values.get())
+    }
+
+    #[test]
+    fn every_value_and_every_key_counts_once() {
+        for (text, values) in [
+            ("null", 1),
+            ("[]", 1),
+            ("{}", 1),
+            ("[true,-1,0.5,\"x\"]", 5),
+            (r#"{"a":"b"}"#, 3),
+            (r#"{"a":{"\u0062":[[],1]}}"#, 7),
+        ] {
+            assert_eq!(read(text), (true, values), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_of_too_many_values_is_given_up_at_the_first_of_them() {
+        let most = usize::try_from(MOST_VALUES).unwrap();
+        let list = |item: &str, count| format!("[{}]", vec![item; count].join(","));
+        // an item of so many values
+        for (item, size) in [("0", 1), ("[0]", 2), (r#"{"":[0]}"#, 4), (r#"{"":0}"#, 3)] {
+            let fit = (most - 1) / size;
+            let (is_read, values) = read(&list(item, fit));
+            assert!(is_read && values <= MOST_VALUES, "{item}: {values}");
+            for count in [fit + 1, 8 * fit] {
+                assert_eq!(read(&list(item, count)), (false, MOST_VALUES + 1), "{item} {count} times");
+            }
+        }
+        assert_eq!(read(&list("0", most - 1)), (true, MOST_VALUES));
     }
 }

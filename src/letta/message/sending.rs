@@ -12,6 +12,9 @@ use super::json::{self, Json};
 use super::parts;
 use crate::letta::routes::Sends;
 
+/// Bytes of an agent's id: Letta's are a word and a UUID.
+const LONGEST_AGENT: usize = 128;
+
 /// What is known of a send before Letta has it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Sending {
@@ -26,7 +29,7 @@ pub struct Sending {
     /// One of them is no random UUID (version 4, RFC 9562), so that somebody else may come to the same.
     pub has_plain_otid: bool,
     /// Letta may read in the body what the gateway cannot: Python's `json` takes the last of two equal names, `NaN`, a
-    /// byte order mark and UTF-16.
+    /// byte order mark and UTF-16, and as many values as there are.
     pub is_unclear: bool,
     /// SHA-256 over the message without its `otid`s.
     pub digest: [u8; 32],
@@ -51,7 +54,7 @@ impl Sending {
             Sends::ChatCompletions => flag("model"),
         };
         let agent = match named {
-            Some(Json::Text(agent)) => Some(Box::from(&**agent)),
+            Some(Json::Text(agent)) if agent.len() <= LONGEST_AGENT => Some(Box::from(&**agent)),
             _ => None,
         };
         let mut otids = Otids::default();
@@ -78,7 +81,7 @@ impl Sending {
         Self { agent, streams, background, otids: otids.digest(), has_plain_otid, is_unclear: false, digest }
     }
 
-    /// Of a body that Letta is going to refuse, or that only it can read.
+    /// Of a body that Letta is going to refuse, or that only it can read, or only at too great a cost.
     pub fn unread(sends: Sends, body: &[u8]) -> Self {
         let streams = matches!(sends, Sends::AgentStream | Sends::Conversation);
         Self {
@@ -215,5 +218,34 @@ mod tests {
         assert_eq!(named(Sends::Conversation, r#"{"agent_id":"agent-1"}"#).as_deref(), Some("agent-1"));
         assert_eq!(named(Sends::ChatCompletions, r#"{"model":"agent-1","top_p":0.5}"#).as_deref(), Some("agent-1"));
         assert_eq!(named(Sends::Agent, r#"{"agent_id":"agent-1"}"#), None);
+    }
+
+    #[test]
+    fn a_text_longer_than_an_id_is_no_agent() {
+        for (sends, name) in [(Sends::Conversation, "agent_id"), (Sends::ChatCompletions, "model")] {
+            let named = |length| {
+                let id = "a".repeat(length);
+                let sending = Sending::read(sends, format!(r#"{{"{name}":"{id}"}}"#).as_bytes());
+                assert!(!sending.is_unclear);
+                sending.agent.map(|agent| agent.len())
+            };
+            assert_eq!([named(LONGEST_AGENT), named(LONGEST_AGENT + 1)], [Some(LONGEST_AGENT), None], "{name}");
+        }
+    }
+
+    #[test]
+    fn a_body_of_too_many_values_counts_byte_for_byte_and_is_unclear() {
+        // beside the zeros: the map, its keys, its other value and the list
+        let zeros = usize::try_from(json::MOST_VALUES).unwrap() - 5;
+        let body = |zeros| format!(r#"{{"model":"agent-1","x":[{}]}}"#, vec!["0"; zeros].join(","));
+        let read = |body: &str| Sending::read(Sends::ChatCompletions, body.as_bytes());
+        let (within, beyond) = (body(zeros), body(zeros + 1));
+        let sending = read(&within);
+        assert_eq!((sending.agent.as_deref(), sending.is_unclear), (Some("agent-1"), false));
+        assert_eq!(sending.digest, read(&within.replace(',', ", ")).digest);
+        let sending = read(&beyond);
+        assert_eq!((sending.agent.as_deref(), sending.is_unclear), (None, true));
+        assert_ne!(sending.digest, read(&beyond.replace(',', ", ")).digest);
+        assert_eq!(sending, Sending::unread(Sends::ChatCompletions, beyond.as_bytes()));
     }
 }
