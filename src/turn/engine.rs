@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::aftermath::Aftermath;
@@ -27,6 +26,7 @@ use super::step::Desk;
 use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::auth::Parts;
 use crate::auth::key::Key;
+use crate::body::room::Held;
 use crate::body::{Body, Permit, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
@@ -127,7 +127,7 @@ pub(super) struct Engine<B> {
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
     /// The message's place in memory.
-    pub _room: OwnedSemaphorePermit,
+    pub _room: Held,
     /// The key's budgets, until the turn is charged to them.
     pub bill: Option<Bill>,
     pub record: Record,
