@@ -139,7 +139,7 @@ impl Turns {
     ) -> Result<Response, Error> {
         let desk = &self.desk;
         let body = std::mem::take(parts.request.body_mut());
-        let (body, room) = desk.room.read(parts.key.as_ref().map(|key| &key.id), body).await?;
+        let (body, held) = desk.room.read(parts.key.as_ref().map(|key| &key.id), body).await?;
         record.request_bytes = body.len() as u64;
         // whatever Content-Encoding says: Letta does not look at it
         let sending = Sending::read(sends, &body);
@@ -168,7 +168,7 @@ impl Turns {
             return self.repeat(&known, record).await;
         }
         let body = if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) };
-        let message = Message::new(parts, body);
+        let message = Message::new(parts, body, held);
         record.turn = Some((Part::Started, SharedFacts::of(&turn)));
         let mut engines = record.apart();
         engines.turn.clone_from(&record.turn);
@@ -177,7 +177,6 @@ impl Turns {
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
             message,
-            _room: room,
             bill: seat.as_mut().and_then(|seat| seat.bill()),
             seat,
             permit: None,
