@@ -1,7 +1,8 @@
-//! Room for request bodies that have to be read whole before anything is decided: bounded for each of them, for all of
-//! them together, and in time.
+//! Room for request bodies that have to be read whole before anything is decided: bounded for each of them, for those
+//! of one key, for all of them together, and in time.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,26 +17,35 @@ use crate::error::Error;
 const LONGEST: u64 = 16 * 1024 * 1024;
 /// Bytes of all bodies held at once.
 const ROOM: usize = 256 * 1024 * 1024;
+/// Bytes of one key's bodies held at once, so that no key takes the room from the others.
+const SHARE: usize = ROOM / 8;
+/// A body of no more bytes is not counted by its key: the usual message takes no lock.
+const SMALL: usize = 64 * 1024;
 
 pub struct Room {
     longest: u64,
     /// How long a client may take over its body.
     patience: Duration,
     room: Arc<Semaphore>,
+    shares: Arc<Shares>,
 }
+
+/// Bytes held by key; those of requests without a key together. Whoever holds nothing is not in it.
+type Shares = Mutex<HashMap<Option<Arc<str>>, usize>>;
 
 impl Room {
     /// `most`: bytes of a request's body, by the configuration.
     pub fn new(most: u64, patience: Duration) -> Self {
-        Self { longest: most.min(LONGEST), patience, room: Arc::new(Semaphore::new(ROOM)) }
+        let longest = most.min(LONGEST);
+        Self { longest, patience, room: Arc::new(Semaphore::new(ROOM)), shares: Arc::default() }
     }
 
-    /// The whole of `body`. What comes with it counts its bytes until it is dropped.
-    pub async fn read(&self, body: RequestBody) -> Result<(Bytes, OwnedSemaphorePermit), Error> {
-        timeout(self.patience, self.read_on(body)).await.map_err(|_| Error::BodyTimeout)?
+    /// The whole of `body`, which is of `key`, if of any. What comes with it counts its bytes until it is dropped.
+    pub async fn read(&self, key: Option<&Arc<str>>, body: RequestBody) -> Result<(Bytes, Held), Error> {
+        timeout(self.patience, self.read_on(key, body)).await.map_err(|_| Error::BodyTimeout)?
     }
 
-    async fn read_on(&self, mut body: RequestBody) -> Result<(Bytes, OwnedSemaphorePermit), Error> {
+    async fn read_on(&self, key: Option<&Arc<str>>, mut body: RequestBody) -> Result<(Bytes, Held), Error> {
         let too_large = Error::BodyTooLarge { limit: self.longest };
         if body.size_hint().lower() > self.longest {
             return Err(too_large);
@@ -44,7 +54,7 @@ impl Room {
         if first.len() as u64 > self.longest {
             return Err(too_large);
         }
-        let mut held = self.hold(first.len())?;
+        let mut held = self.hold(key, first.len())?;
         if body.is_end_stream() {
             return Ok((first, held));
         }
@@ -53,16 +63,143 @@ impl Room {
             if (read.len() + data.len()) as u64 > self.longest {
                 return Err(too_large);
             }
-            held.merge(self.hold(data.len())?);
+            self.hold_more(&mut held, key, data.len())?;
             read.extend_from_slice(&data);
         }
         Ok((read.freeze(), held))
     }
 
-    /// Room for `bytes` more. Nobody waits for it: whoever waits holds some.
-    fn hold(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
+    /// Room for the first `bytes` of a body.
+    fn hold(&self, key: Option<&Arc<str>>, bytes: usize) -> Result<Held, Error> {
+        let mut held = Held { room: self.take(bytes)?, share: None };
+        self.count(&mut held, key)?;
+        Ok(held)
+    }
+
+    /// Room for `bytes` more of the body that has `held`.
+    fn hold_more(&self, held: &mut Held, key: Option<&Arc<str>>, bytes: usize) -> Result<(), Error> {
+        held.room.merge(self.take(bytes)?);
+        self.count(held, key)
+    }
+
+    /// Nobody waits for room: whoever waits holds some.
+    fn take(&self, bytes: usize) -> Result<OwnedSemaphorePermit, Error> {
         let full = Error::Overloaded { what: "memory for request bodies" };
         let Ok(bytes) = u32::try_from(bytes) else { return Err(full) };
         Arc::clone(&self.room).try_acquire_many_owned(bytes).map_err(|_| full)
+    }
+
+    /// Counts what is held by its key too, once it is no small body's.
+    fn count(&self, held: &mut Held, key: Option<&Arc<str>>) -> Result<(), Error> {
+        let bytes = held.room.num_permits();
+        if bytes <= SMALL {
+            return Ok(());
+        }
+        let new = || Box::new(Share { shares: Arc::clone(&self.shares), key: key.cloned(), bytes: 0 });
+        held.share.get_or_insert_with(new).grow(bytes)
+    }
+}
+
+/// The place of a body: given back when it is dropped.
+pub struct Held {
+    room: OwnedSemaphorePermit,
+    /// Boxed: most bodies have none.
+    share: Option<Box<Share>>,
+}
+
+/// What a body takes of its key's share.
+struct Share {
+    shares: Arc<Shares>,
+    key: Option<Arc<str>>,
+    bytes: usize,
+}
+
+impl Share {
+    fn grow(&mut self, bytes: usize) -> Result<(), Error> {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_key = shares.get(&self.key).copied().unwrap_or(0).saturating_add(bytes - self.bytes);
+        if of_key > SHARE {
+            return Err(Error::Overloaded { what: "memory for this key's request bodies" });
+        }
+        shares.insert(self.key.clone(), of_key);
+        self.bytes = bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut shares = self.shares.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(of_key) = shares.get_mut(&self.key) else { return };
+        *of_key = of_key.saturating_sub(self.bytes);
+        if *of_key == 0 {
+            shares.remove(&self.key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: usize = 1024 * 1024;
+
+    fn room() -> Room {
+        Room::new(u64::MAX, Duration::from_secs(1))
+    }
+
+    async fn read(room: &Room, key: Option<&Arc<str>>, bytes: usize) -> Result<Held, Error> {
+        room.read(key, RequestBody::whole(vec![b' '; bytes].into())).await.map(|(_, held)| held)
+    }
+
+    #[tokio::test]
+    async fn one_key_takes_no_more_than_its_share_and_others_have_room() {
+        let (room, a, b) = (room(), "a".into(), "b".into());
+        let one = read(&room, Some(&a), 16 * MIB).await.unwrap();
+        let _two = read(&room, Some(&a), 16 * MIB).await.unwrap();
+        assert!(matches!(read(&room, Some(&a), SMALL + 1).await, Err(Error::Overloaded { .. })));
+        let _small = read(&room, Some(&a), SMALL).await.unwrap();
+        let _of_another = read(&room, Some(&b), 16 * MIB).await.unwrap();
+        let _of_none = read(&room, None, 16 * MIB).await.unwrap();
+        drop(one);
+        assert!(read(&room, Some(&a), 16 * MIB).await.is_ok(), "what is dropped is given back");
+    }
+
+    #[tokio::test]
+    async fn small_bodies_are_not_counted_by_key() {
+        let (room, a) = (room(), "a".into());
+        let mut held = Vec::new();
+        while held.len() * SMALL <= SHARE {
+            held.push(read(&room, Some(&a), SMALL).await.unwrap());
+        }
+        assert!(room.shares.lock().unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_body_that_grows_is_counted_whole_once_it_is_not_small_and_all_of_it_is_given_back() {
+        let (room, a) = (room(), "a".into());
+        let of_a = || room.shares.lock().unwrap().get(&Some(Arc::clone(&a))).copied();
+        let mut held = room.hold(Some(&a), SMALL).unwrap();
+        assert_eq!(of_a(), None);
+        room.hold_more(&mut held, Some(&a), 1).unwrap();
+        room.hold_more(&mut held, Some(&a), MIB).unwrap();
+        assert_eq!(of_a(), Some(SMALL + 1 + MIB));
+        assert!(room.hold_more(&mut held, Some(&a), SHARE).is_err());
+        assert_eq!(of_a(), Some(SMALL + 1 + MIB), "what was refused is not counted");
+        drop(held);
+        assert_eq!((of_a(), room.room.available_permits()), (None, ROOM));
+    }
+
+    #[tokio::test]
+    async fn all_keys_together_take_no_more_than_the_room() {
+        let room = room();
+        let mut held = Vec::new();
+        for n in 0..16 {
+            held.push(read(&room, Some(&n.to_string().into()), 16 * MIB).await.unwrap());
+        }
+        assert!(matches!(read(&room, Some(&"16".into()), 1).await, Err(Error::Overloaded { .. })));
+        held.clear();
+        assert!(room.shares.lock().unwrap().is_empty());
+        assert_eq!(room.room.available_permits(), ROOM);
     }
 }

@@ -1,15 +1,14 @@
 //! Bodies of the watched routes: read whole, looked through, and only then Letta's.
 //!
 //! One place decides what of them may pass, for keys of any scope. A body costs memory and time within bounds: its own,
-//! and one for all bodies that are held at once.
+//! one for those of a key, and one for all bodies that are held at once.
 
 use std::time::Duration;
 
 use http::header::CONTENT_LENGTH;
-use tokio::sync::OwnedSemaphorePermit;
 
 use crate::auth::key::Key;
-use crate::body::room::Room;
+use crate::body::room::{Held, Room};
 use crate::body::{Request, RequestBody};
 use crate::error::Error;
 use crate::letta::fields::{self, Unclear};
@@ -34,12 +33,12 @@ impl Watch {
         request: &mut Request,
         watched: Watched,
         key: Option<&Key>,
-    ) -> Result<Option<OwnedSemaphorePermit>, Error> {
+    ) -> Result<Option<Held>, Error> {
         // an admin's body is not held up
         if watched == Watched::Addresses && key.is_some_and(|key| key.scopes.allow(Scope::Admin)) {
             return Ok(None);
         }
-        let (mut body, held) = self.room.read(std::mem::take(request.body_mut())).await?;
+        let (mut body, held) = self.room.read(key.map(|key| &key.id), std::mem::take(request.body_mut())).await?;
         match watched {
             // asks for nothing; what is missing is Letta's to say
             _ if body.is_empty() => {}

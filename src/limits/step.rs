@@ -43,7 +43,9 @@ impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
             may_repeat: is_send && Repeat::of(parts.request.headers()).is_said(),
             starts_turn: parts.route.starts_turns(),
         };
+        // no account for an agent that the key does not reach: below, the request is refused
         let agent = parts.subject.as_deref().filter(|_| parts.route.subject == Subject::Agent);
+        let agent = agent.filter(|agent| key.agents.has(agent));
         let (mut seat, told) = self.admit(&key.id, agent, asking).await?;
         let (seat, permit, bill) = if is_send {
             (Some(Box::new(seat)), None, None)

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http_body::Body as _;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::Confined;
 use super::names::{Named, Reading};
@@ -14,7 +13,7 @@ use super::pages::listed;
 use super::question::Found;
 use crate::auth::Parts;
 use crate::auth::key::Key;
-use crate::body::room::Room;
+use crate::body::room::{Held, Room};
 use crate::body::{RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Sends;
@@ -60,7 +59,7 @@ impl Reacher {
         let mut held = None;
         let mut in_body = Vec::new();
         if !parts.request.body().is_end_stream() {
-            let (body, permit) = self.room.read(std::mem::take(parts.request.body_mut())).await?;
+            let (body, permit) = self.room.read(Some(&key.id), std::mem::take(parts.request.body_mut())).await?;
             in_body = reading.body(&body)?;
             *parts.request.body_mut() = RequestBody::whole(body);
             held = Some(permit);
@@ -104,7 +103,7 @@ impl Reacher {
 
 /// What became of a request that was looked at.
 enum Checked {
-    Fine(Option<OwnedSemaphorePermit>),
+    Fine(Option<Held>),
     Answered(Response),
 }
 

@@ -12,7 +12,6 @@ use bytes::Bytes;
 use http::uri::PathAndQuery;
 use http::{Method, StatusCode, Uri};
 use http_body_util::{BodyExt as _, Limited};
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, sleep};
 
 use super::aftermath::Aftermath;
@@ -27,6 +26,7 @@ use super::step::Desk;
 use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::auth::Parts;
 use crate::auth::key::Key;
+use crate::body::room::Held;
 use crate::body::{Body, Permit, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
@@ -48,6 +48,8 @@ const MOST_CLAIMS: u32 = 100;
 pub(super) struct Message {
     head: MessageHead,
     body: Bytes,
+    /// Its place in memory, as long as it is here.
+    held: Option<Held>,
     route: &'static Route,
     subject: Option<Arc<str>>,
     pub peer: Peer,
@@ -59,7 +61,7 @@ enum MessageHead {
     AsRead(Box<Parts>),
     /// The target, so many bytes long, then the fields.
     Packed(usize, Bytes),
-    /// It has been answered: nothing of it is wanted any more.
+    /// It has been answered, or is lost: nothing of it is wanted any more.
     Forgotten,
 }
 
@@ -75,14 +77,14 @@ impl MessageHead {
 
 impl Message {
     /// `parts`: the request, its body taken.
-    pub(super) fn new(parts: Box<Parts>, body: Bytes) -> Self {
+    pub(super) fn new(parts: Box<Parts>, body: Bytes, held: Held) -> Self {
         let Parts { route, peer, .. } = *parts;
         let (subject, key) = (parts.subject.clone(), parts.key.clone());
-        Self { head: MessageHead::AsRead(parts), body, route, subject, peer, key }
+        Self { head: MessageHead::AsRead(parts), body, held: Some(held), route, subject, peer, key }
     }
 
     fn forget(&mut self) {
-        (self.head, self.body) = (MessageHead::Forgotten, Bytes::new());
+        (self.head, self.body, self.held) = (MessageHead::Forgotten, Bytes::new(), None);
     }
 
     /// What is to wait must not keep the buffer it was read into.
@@ -126,8 +128,6 @@ pub(super) struct Engine<B> {
     pub seat: Option<Box<Seat>>,
     /// The key's place in flight, until the turn is over.
     pub permit: Option<Permit>,
-    /// The message's place in memory.
-    pub _room: OwnedSemaphorePermit,
     /// The key's budgets, until the turn is charged to them.
     pub bill: Option<Bill>,
     pub record: Record,
@@ -169,6 +169,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 unfinished.over(outcome, Ended::Whole);
             }
             Ok(Worked::Lost { error, as_event }) => {
+                self.message.forget();
                 // boxed, as all that is rare: what a turn takes in memory is what a plain one takes
                 let (lost, run) = Box::pin(self.aftermath().what_became(error, true)).await;
                 let ended = self.farewell(lost, as_event);

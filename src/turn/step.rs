@@ -66,7 +66,7 @@ pub(super) struct Desk {
     pub tasks: TaskTracker,
     pub metrics: Arc<Metrics>,
     pub cutoff: Cutoff,
-    /// Where messages are held until their turns are over.
+    /// Where messages are held until their answers begin.
     room: Room,
     /// How long a body may take to come.
     patience: Duration,
@@ -138,7 +138,8 @@ impl Turns {
         below: &Arc<B>,
     ) -> Result<Response, Error> {
         let desk = &self.desk;
-        let (body, room) = desk.room.read(std::mem::take(parts.request.body_mut())).await?;
+        let body = std::mem::take(parts.request.body_mut());
+        let (body, held) = desk.room.read(parts.key.as_ref().map(|key| &key.id), body).await?;
         record.request_bytes = body.len() as u64;
         // whatever Content-Encoding says: Letta does not look at it
         let sending = Sending::read(sends, &body);
@@ -167,7 +168,7 @@ impl Turns {
             return self.repeat(&known, record).await;
         }
         let body = if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) };
-        let message = Message::new(parts, body);
+        let message = Message::new(parts, body, held);
         record.turn = Some((Part::Started, SharedFacts::of(&turn)));
         let mut engines = record.apart();
         engines.turn.clone_from(&record.turn);
@@ -176,7 +177,6 @@ impl Turns {
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
             message,
-            _room: room,
             bill: seat.as_mut().and_then(|seat| seat.bill()),
             seat,
             permit: None,

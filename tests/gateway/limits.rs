@@ -302,6 +302,22 @@ async fn keys_of_a_plan_that_counts_as_one_share_and_agents_may_count_apart() {
 }
 
 #[tokio::test]
+async fn agents_that_a_key_does_not_reach_count_together() {
+    let a = Replica::start(|_| json("{}")).await;
+    let letta = format!("    servers: [ {{ url: http://{} }} ]", a.address);
+    let yaml = yaml(&letta, &plan("scope: agent, rate: { requests: 1, per: 1h, burst: 1 }"));
+    let reach = format!("scopes: [read], agents: [\"{AGENT}\"] }}");
+    let proxy = start(&yaml.replace("scopes: [read] }", &reach)).await;
+    for (agent, status) in [("agent-1", 403), ("agent-2", 429), ("agent-3", 429)] {
+        let request = http::Request::builder().uri(format!("http://{}/v1/agents/{agent}", proxy.address()));
+        let answer = proxy.send(request.header("x-api-key", READER).body(Bytes::new()).unwrap()).await;
+        assert_eq!(answer.status, status, "{agent}");
+    }
+    assert_eq!(reader(&proxy).await.status, 200);
+    assert_eq!(a.count(), 1);
+}
+
+#[tokio::test]
 async fn a_plan_in_shadow_tells_and_refuses_nothing() {
     let a = Replica::start(|_| json("{}")).await;
     let proxy = gateway(&[&a], &plan("mode: shadow, rate: { requests: 1, per: 1h, burst: 2 }")).await;

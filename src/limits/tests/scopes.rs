@@ -46,8 +46,8 @@ fn a_key_that_counts_as_one_does_not_look_at_agents() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn names_that_a_client_makes_up_take_no_memory_without_end() {
-    const MANY: usize = 65_536;
+async fn names_that_a_client_makes_up_take_no_memory_without_end_and_no_other_keys_room() {
+    const MANY: usize = 4096;
     let limits = limits(scoped(Scope::Agent, Rate { burst: 2, ..ONE }, None), &Metrics::new());
     for n in 0..MANY {
         assert!(ask(&limits, "a", Some(&n.to_string())));
@@ -58,10 +58,31 @@ async fn names_that_a_client_makes_up_take_no_memory_without_end() {
     assert!(!ask(&limits, "a", Some("a third")) && !ask(&limits, "a", None));
     assert!(ask(&limits, "a", Some("7")), "one that is known has its own");
     assert_eq!(limits.agents(), MANY);
+    for agent in ["1", "2", "3"] {
+        assert!(ask(&limits, "b", Some(agent)) && ask(&limits, "b", Some(agent)), "another key has its own");
+    }
+    assert_eq!(limits.agents(), MANY + 3);
     // those who have all they may spend are forgotten
     advance(Duration::from_hours(24)).await;
     assert!(ask(&limits, "a", Some("one more")));
-    assert_eq!(limits.agents(), 2, "it, and 7, which has spent two");
+    assert_eq!(limits.agents(), 5, "it, and 7 and those of the other, which have spent two");
+}
+
+#[test]
+fn the_accounts_of_all_keys_have_an_end_and_are_counted_anew_at_a_reload() {
+    let plan = scoped(Scope::Agent, ONE, None);
+    let keys: Vec<_> = (0..17).map(|n| key(&n.to_string(), "p")).collect();
+    let before = Limits::new(std::slice::from_ref(&plan), &keys, &Metrics::new(), None);
+    for key in &keys {
+        for n in 0..4096 {
+            ask(&before, &key.id, Some(&n.to_string()));
+        }
+    }
+    assert_eq!(before.agents(), 65_536, "one of the keys has none");
+    let after = Limits::new(&[plan], &keys[1..], &Metrics::new(), Some(&before));
+    assert_eq!(after.agents(), 61_440);
+    assert!(ask(&after, "16", Some("1")), "there is room for it now");
+    assert_eq!(after.agents(), 61_441);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Client, HELLO, KEPT, Letta, ended, messages, post, post_as, say, turning};
+use super::{Client, DONE, HELLO, KEPT, Letta, Opening, RETRY, STOP, ended, messages, post, post_as, say, turning};
 use crate::support::{AGENT, COLLEAGUE, Reply, gateway, hash, json, letta_answer};
 
 #[tokio::test]
@@ -116,4 +116,38 @@ async fn a_tenants_background_message_is_not_answered_with_the_run_of_somebody_w
         letta.next().await.answer(Reply::Json(404, "{\"detail\":\"no\"}".into()));
         assert_eq!(client.answer().await.status, 404, "{body}");
     }
+}
+
+#[tokio::test]
+async fn messages_that_wait_take_one_keys_share_of_the_memory_and_those_whose_answers_have_begun_take_none() {
+    let mut letta = Letta::start().await;
+    let proxy = turning(&[&letta], "").await;
+    // the gateway reads 16 MiB of a message
+    let long = say(&"x".repeat(15 * 1024 * 1024));
+    let mut named = 0;
+    let mut to_another = |key: &str| {
+        named += 1;
+        let path = format!("/v1/agents/agent-00000000-0000-4000-8000-{named:012}/messages/stream");
+        // no repeat needs a place in flight to be read
+        post_as(&proxy, key, &path, &long, RETRY)
+    };
+    let key = crate::support::KEY;
+    let mut waiting = Vec::new();
+    for _ in 0..2 {
+        waiting.push((Opening::sends(&proxy, to_another(key)), letta.next().await));
+    }
+    let refused = proxy.send(to_another(key)).await;
+    assert_eq!((refused.status, refused.json()["error"]["type"].as_str()), (503, Some("gateway_overloaded")));
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let other = Opening::sends(&proxy, to_another(COLLEAGUE));
+    letta.next().await.streams(&[STOP, DONE]).await;
+    assert_eq!(other.head().await.head.status, 200, "another key has its own");
+    let mut begun = Vec::new();
+    for (opening, sent) in waiting {
+        begun.push((sent.stream(), opening.head().await));
+    }
+    let third = Opening::sends(&proxy, to_another(key));
+    letta.next().await.streams(&[STOP, DONE]).await;
+    assert_eq!(third.head().await.head.status, 200, "while two streams go on");
+    drop(begun);
 }
