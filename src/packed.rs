@@ -9,10 +9,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 /// Beside each field: the length of its name, and that of its value with a bit that marks it as sensitive.
 const LENGTHS: usize = 2 + 4;
 const SENSITIVE: u32 = 1 << 31;
+/// Fields of a head and those that are added on its way, about.
+const USUAL: usize = 16;
 
-/// Appends the fields of `headers` to `bytes`. Fields longer than a listener takes are left out.
-pub fn pack(headers: &HeaderMap, bytes: &mut Vec<u8>) {
-    bytes.reserve(size(headers));
+/// The fields of `headers` behind `front`, with room for `more` bytes. Fields longer than a listener takes are left out.
+pub fn pack(front: &[u8], headers: &HeaderMap, more: usize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(front.len() + size(headers) + more);
+    bytes.extend_from_slice(front);
     for (name, value) in headers {
         let name = name.as_str().as_bytes();
         let lengths = (u16::try_from(name.len()), u32::try_from(value.len()));
@@ -23,18 +26,18 @@ pub fn pack(headers: &HeaderMap, bytes: &mut Vec<u8>) {
         bytes.extend_from_slice(name);
         bytes.extend_from_slice(value.as_bytes());
     }
+    bytes
 }
 
-/// Bytes that [`pack`] appends at most.
-pub fn size(headers: &HeaderMap) -> usize {
+/// Bytes that the fields take at most.
+fn size(headers: &HeaderMap) -> usize {
     headers.iter().map(|(name, value)| LENGTHS + name.as_str().len() + value.len()).sum()
 }
 
-/// The fields that were packed, with room for `more`. Their values are parts of `packed`.
-pub fn unpack(packed: &Bytes, more: usize) -> HeaderMap {
-    let fields = Fields { packed, at: 0 };
-    let mut headers = HeaderMap::with_capacity(Fields { packed, at: 0 }.count() + more);
-    for (name, value) in fields {
+/// The fields that were packed. Their values are parts of `packed`.
+pub fn unpack(packed: &Bytes) -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(USUAL);
+    for (name, value) in (Fields { packed, at: 0 }) {
         headers.append(name, value);
     }
     headers
@@ -79,8 +82,7 @@ mod tests {
     use super::*;
 
     fn packed(headers: &HeaderMap) -> Bytes {
-        let mut bytes = Vec::new();
-        pack(headers, &mut bytes);
+        let bytes = pack(b"", headers, 0);
         assert_eq!(bytes.len(), size(headers));
         Bytes::from(bytes)
     }
@@ -97,12 +99,12 @@ mod tests {
         headers.insert("x-bytes", HeaderValue::from_bytes(&[b'\t', 0x80, 0xff]).unwrap());
         headers.insert("x-long", HeaderValue::from_bytes(&vec![b'l'; 100_000]).unwrap());
 
-        let unpacked = unpack(&packed(&headers), 4);
+        let unpacked = unpack(&packed(&headers));
         assert_eq!(unpacked, headers);
         let both = |name| unpacked.get_all(name).iter().map(HeaderValue::as_bytes).collect::<Vec<_>>();
         assert_eq!(both("x-two"), [&b"first"[..], b"second"]);
         assert!(unpacked["authorization"].is_sensitive() && !unpacked["x-two"].is_sensitive());
-        assert_eq!(unpack(&packed(&HeaderMap::new()), 0), HeaderMap::new());
+        assert_eq!(unpack(&packed(&HeaderMap::new())), HeaderMap::new());
     }
 
     #[test]
@@ -114,7 +116,7 @@ mod tests {
         assert!(!buffer.is_unique());
         drop(headers);
         assert!(buffer.is_unique(), "a part of it is still held");
-        assert_eq!(unpack(&packed, 0)["x-part"], "value");
+        assert_eq!(unpack(&packed)["x-part"], "value");
     }
 
     #[test]
@@ -124,7 +126,7 @@ mod tests {
         headers.insert("x-b", HeaderValue::from_static("2"));
         let whole = packed(&headers);
         for length in 0..whole.len() {
-            let unpacked = unpack(&whole.slice(..length), 0);
+            let unpacked = unpack(&whole.slice(..length));
             assert_eq!(unpacked.len(), usize::from(length >= whole.len() / 2), "{length}");
         }
     }

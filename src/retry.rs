@@ -151,8 +151,7 @@ impl Spare {
             return None;
         }
         let body = request.body().again()?;
-        let mut fields = Vec::new();
-        pack(request.headers(), &mut fields);
+        let fields = pack(b"", request.headers(), 0);
         Some(Self { method: request.method().clone(), uri: request.uri().clone(), fields, body })
     }
 
@@ -161,7 +160,7 @@ impl Spare {
         let mut request = Box::new(http::Request::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri;
-        *request.headers_mut() = unpack(&fields.into(), 0);
+        *request.headers_mut() = unpack(&fields.into());
         request
     }
 }

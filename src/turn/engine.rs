@@ -32,7 +32,7 @@ use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
 use crate::listen::Peer;
-use crate::packed::{pack, size, unpack};
+use crate::packed::{pack, unpack};
 use crate::step::Handle;
 use crate::store::TurnId;
 use crate::telemetry::Record;
@@ -68,10 +68,7 @@ enum MessageHead {
 impl MessageHead {
     fn packed(request: &Request) -> Self {
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-        let mut bytes = Vec::with_capacity(target.len() + size(request.headers()));
-        bytes.extend_from_slice(target.as_bytes());
-        pack(request.headers(), &mut bytes);
-        Self::Packed(target.len(), bytes.into())
+        Self::Packed(target.len(), pack(target.as_bytes(), request.headers(), 0).into())
     }
 }
 
@@ -107,7 +104,7 @@ impl Message {
                 if let MessageHead::Packed(target, bytes) = &head {
                     // what was a target is one
                     *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(..*target)).unwrap_or_default();
-                    *request.headers_mut() = unpack(&bytes.slice(*target..), 0);
+                    *request.headers_mut() = unpack(&bytes.slice(*target..));
                 }
                 self.head = head;
                 let Self { route, peer, .. } = *self;

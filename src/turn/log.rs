@@ -12,7 +12,7 @@ use http::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 
 use crate::error::Error;
-use crate::packed::{pack, size, unpack};
+use crate::packed::{pack, unpack};
 use crate::telemetry::record::Exchange;
 
 /// Bytes a reader may be behind once the log is over its bound.
@@ -39,20 +39,14 @@ struct KeptHead {
     exchange: Exchange,
 }
 
-/// Fields that are added to a head on its way to a follower, about.
-const MORE_FIELDS: usize = 8;
-
 impl KeptHead {
     fn of(head: &Head) -> Self {
-        let mut fields = Vec::new();
-        pack(&head.headers, &mut fields);
-        Self { status: head.status, fields: fields.into(), exchange: head.exchange.clone() }
+        Self::with_body(head, b"").0
     }
 
     /// The head and its body, in one piece of memory.
     fn with_body(head: &Head, body: &[u8]) -> (Self, Bytes) {
-        let mut both = Vec::with_capacity(size(&head.headers) + body.len());
-        pack(&head.headers, &mut both);
+        let mut both = pack(b"", &head.headers, body.len());
         let fields = both.len();
         both.extend_from_slice(body);
         let mut both = Bytes::from(both);
@@ -61,7 +55,7 @@ impl KeptHead {
     }
 
     fn head(&self) -> Head {
-        let headers = unpack(&self.fields, MORE_FIELDS);
+        let headers = unpack(&self.fields);
         Head { status: self.status, headers, exchange: self.exchange.clone() }
     }
 }

@@ -50,6 +50,7 @@ impl Inner {
     }
 
     fn remove(&mut self, turn: &Arc<Turn>) {
+        // as it was made known: only a stream is among the newest
         for index in turn.indexes().filter(|index| turn.streams || *index != turn.newest()) {
             if let Some(alike) = self.by.get_mut(&index) {
                 alike.retain(|other| !Arc::ptr_eq(other, turn));
