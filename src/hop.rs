@@ -1,4 +1,4 @@
-//! The fields of a message's head that belong to one connection only and end where that connection ends (RFC 9110 §7.6.1).
+//! The fields of a message's head that belong to one connection only and end where that ends (RFC 9110 §7.6.1).
 
 use http::header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING};
 use http::{HeaderMap, HeaderName, HeaderValue};

@@ -10,3 +10,6 @@ pub mod repeat;
 pub mod reply;
 pub mod routes;
 pub mod sse;
+
+/// Bytes of an id at most: Letta's are a word and a UUID; a conversation's may be `default`.
+pub const LONGEST_ID: usize = 128;

@@ -8,12 +8,11 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::Deserialize;
 
+use crate::letta::LONGEST_ID;
 use crate::letta::routes::reach::Thing;
 
 /// Owners of one generation.
 const MOST: usize = 32 * 1024;
-/// Letta's ids are a word and a UUID.
-const LONGEST_ID: usize = 128;
 
 /// Whose each thing is.
 type Generation = HashMap<(Thing, Box<str>), Box<str>>;

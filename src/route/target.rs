@@ -11,10 +11,8 @@ use std::sync::Arc;
 use http::Method;
 
 use crate::error::Error;
+use crate::letta::LONGEST_ID;
 use crate::letta::routes::{Found, NotFound, Route, Subject, find};
-
-/// Letta's ids are a word and a UUID; a conversation may be `default`.
-const LONGEST_ID: usize = 128;
 
 /// A path that met a route.
 #[derive(Debug)]

@@ -245,7 +245,8 @@ impl Store {
         }
     }
 
-    /// Revokes the keys with these digests, for all gateways, for as long as Redis or one of them remembers it. In this process there is nobody to tell.
+    /// Revokes the keys with these digests, for all gateways, for as long as Redis or one of them remembers it. In this
+    /// process there is nobody to tell.
     pub async fn revoke(&self, digests: &[Key]) -> Result<(), StoreError> {
         match &self.place {
             Place::Memory(_) => Ok(()),

@@ -10,10 +10,8 @@ use sha2::{Digest, Sha256};
 
 use super::json::{self, Json};
 use super::parts;
+use crate::letta::LONGEST_ID;
 use crate::letta::routes::Sends;
-
-/// Bytes of an agent's id: Letta's are a word and a UUID.
-const LONGEST_AGENT: usize = 128;
 
 /// What is known of a send before Letta has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -54,7 +52,7 @@ impl Sending {
             Sends::ChatCompletions => flag("model"),
         };
         let agent = match named {
-            Some(Json::Text(agent)) if agent.len() <= LONGEST_AGENT => Some(Box::from(&**agent)),
+            Some(Json::Text(agent)) if agent.len() <= LONGEST_ID => Some(Box::from(&**agent)),
             _ => None,
         };
         let mut otids = Otids::default();
@@ -229,7 +227,7 @@ mod tests {
                 assert!(!sending.is_unclear);
                 sending.agent.map(|agent| agent.len())
             };
-            assert_eq!([named(LONGEST_AGENT), named(LONGEST_AGENT + 1)], [Some(LONGEST_AGENT), None], "{name}");
+            assert_eq!([named(LONGEST_ID), named(LONGEST_ID + 1)], [Some(LONGEST_ID), None], "{name}");
         }
     }
 
