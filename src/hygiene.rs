@@ -23,7 +23,6 @@ use crate::error::Error;
 use crate::hop::{end_hop, remove_all};
 use crate::letta::headers::client_may_set;
 use crate::letta::routes::Route;
-use crate::listen::Peer;
 use crate::record::X_REQUEST_ID;
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
@@ -81,10 +80,10 @@ impl Hygiene {
 
 impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
     async fn call(&self, dispatch: Dispatch, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let Parts { mut request, peer, route, subject, key } = *dispatch.into_parts();
+        let Parts { mut request, route, subject, key } = *dispatch.into_parts();
         // it may have waited for its turn since
         key.as_ref().map_or(Ok(()), |key| key.check_revoked())?;
-        prepare(request.headers_mut(), self.credentials.as_ref(), &peer, &record.request_id);
+        prepare(request.headers_mut(), self.credentials.as_ref(), record);
         if route.starts_turns() {
             // stored with each step, and there are no steps but those of turns
             request.headers_mut().insert(X_API_REQUEST_LOG_ID, record.request_id.clone());
@@ -119,7 +118,7 @@ impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
 }
 
 /// Makes a request's headers ready for a replica.
-fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Peer, request_id: &HeaderValue) {
+fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, record: &Record) {
     end_hop(headers);
     // the client's key is overwritten below
     let kept = credentials.map(|_| AUTHORIZATION);
@@ -128,9 +127,9 @@ fn prepare(headers: &mut HeaderMap, credentials: Option<&HeaderValue>, peer: &Pe
     if let Some(credentials) = credentials {
         headers.insert(AUTHORIZATION, credentials.clone());
     }
-    headers.insert(X_FORWARDED_FOR, address(peer.address.ip()));
-    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if peer.tls { "https" } else { "http" }));
-    headers.insert(X_REQUEST_ID, request_id.clone());
+    headers.insert(X_FORWARDED_FOR, address(record.client));
+    headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(if record.is_tls { "https" } else { "http" }));
+    headers.insert(X_REQUEST_ID, record.request_id.clone());
 }
 
 /// Makes `Content-Length` say how long the body is, or nothing if that is not known. hyper sends the one that stands

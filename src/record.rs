@@ -38,10 +38,9 @@ const LONGEST_REQUEST_ID: usize = 128;
 /// The official Python client takes no `Retry-After` over 60 s, the TypeScript one sleeps through any.
 const LONGEST_WORTH_WAITING: u64 = 60;
 
-/// A request as the listener handed it over.
+/// A request as the listener handed it over; who sent it is in its record.
 pub struct Received {
     pub request: Request,
-    pub peer: Peer,
 }
 
 /// A request whose record has begun.
@@ -68,8 +67,10 @@ impl<Next: Handle<Received>> Recorder<Next> {
     pub fn begin(&self, request: http::Request<Incoming>, peer: Peer) -> Begun {
         let id = self.ids.of(&request);
         let method = request.method().clone();
-        let record = Box::new(Record::new(Arc::clone(&self.sink), id, peer.address.ip(), method, request.version()));
-        Begun { record, received: Received { request: Box::new(request.map(RequestBody::incoming)), peer } }
+        let mut record = Record::new(Arc::clone(&self.sink), id, peer.address.ip(), method, request.version());
+        record.is_tls = peer.tls;
+        let received = Received { request: Box::new(request.map(RequestBody::incoming)) };
+        Begun { record: Box::new(record), received }
     }
 
     /// Answers a request, whatever happens.
@@ -79,13 +80,10 @@ impl<Next: Handle<Received>> Recorder<Next> {
             None => self.next.handle(received, &mut record).await,
             Some(Late) => Err(Error::Draining),
         };
-        let mut response = match answer {
-            Ok(response) => response,
-            Err(error) => {
-                record.failed(&error);
-                refuse(&error, &record)
-            }
-        };
+        let mut response = answer.unwrap_or_else(|error| {
+            record.failed(&error);
+            refuse(&error, &record)
+        });
         record.status = response.status().as_u16();
         response.headers_mut().insert(X_REQUEST_ID, record.request_id.clone());
         (self.grant_origin)(record.origin.as_ref(), response.headers_mut());

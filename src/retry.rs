@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{Method, Uri};
 use tower::retry::budget::{Budget as _, TpsBudget};
 
@@ -139,9 +141,10 @@ where
 /// A request to send again once the first may have been read: an idempotent one without a body alone.
 struct Spare {
     method: Method,
-    uri: Uri,
-    /// Packed: it is seldom needed, and a map of them costs several times as much.
-    fields: Vec<u8>,
+    /// The target, so many bytes long, then the fields. Packed: they are seldom needed, and a map of them costs several
+    /// times as much.
+    target: usize,
+    head: Vec<u8>,
     body: RequestBody,
 }
 
@@ -151,16 +154,19 @@ impl Spare {
             return None;
         }
         let body = request.body().again()?;
-        let fields = pack(b"", request.headers(), 0);
-        Some(Self { method: request.method().clone(), uri: request.uri().clone(), fields, body })
+        let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        let head = pack(target.as_bytes(), request.headers(), 0);
+        Some(Self { method: request.method().clone(), target: target.len(), head, body })
     }
 
     fn request(self) -> Request {
-        let Self { method, uri, fields, body } = self;
+        let Self { method, target, head, body } = self;
+        let head = Bytes::from(head);
         let mut request = Box::new(http::Request::new(body));
         *request.method_mut() = method;
-        *request.uri_mut() = uri;
-        *request.headers_mut() = unpack(&fields.into());
+        // what was a target is one
+        *request.uri_mut() = Uri::from_maybe_shared(head.slice(..target)).unwrap_or_default();
+        *request.headers_mut() = unpack(&head.slice(target..));
         request
     }
 }

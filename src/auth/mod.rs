@@ -24,7 +24,6 @@ use http::HeaderMap;
 use crate::body::{Request, Response};
 use crate::error::Error;
 use crate::letta::routes::{Route, Scope};
-use crate::listen::Peer;
 use crate::route::Routed;
 use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
@@ -42,7 +41,6 @@ pub struct Admitted {
 /// What is known of an admitted request; boxed, for it is handed from step to step.
 pub struct Parts {
     pub request: Request,
-    pub peer: Peer,
     pub route: &'static Route,
     /// The agent, conversation, run … the path names.
     pub subject: Option<Arc<str>>,
@@ -65,10 +63,6 @@ impl Admitted {
 
     pub fn key(&self) -> Option<&Arc<Key>> {
         self.parts.key.as_ref()
-    }
-
-    pub fn peer(&self) -> Peer {
-        self.parts.peer
     }
 
     pub fn into_parts(self) -> Box<Parts> {
@@ -102,18 +96,18 @@ impl Auth {
 
 impl<Next: Handle<Admitted>> Step<Routed, Next> for Auth {
     async fn call(&self, routed: Routed, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let (request, peer, route, subject) = routed.into_parts();
+        let (request, route, subject) = routed.into_parts();
         let key = self.key(request.headers(), route)?.map(Arc::clone);
         if let Some(key) = &key {
             // before the refusal, so that the log tells whose it was
             record.key = Some(Arc::clone(&key.metrics));
-            key.check(SystemTime::now, peer.address.ip())?;
+            key.check(SystemTime::now, record.client)?;
             if !key.scopes.allow(route.scope) {
                 return Err(Error::ScopeMissing { needed: route.scope.as_str() });
             }
         }
         let ear = key.as_ref().and_then(|key| key.ear());
-        let handled = next.handle(Admitted { parts: Box::new(Parts { request, peer, route, subject, key }) }, record);
+        let handled = next.handle(Admitted { parts: Box::new(Parts { request, route, subject, key }) }, record);
         let Some(mut ear) = ear else { return handled.await };
         let mut handled = std::pin::pin!(handled);
         let response = std::future::poll_fn(|cx| match handled.as_mut().poll(cx) {

@@ -126,43 +126,52 @@ impl<'a, Next> Step<Attempt<'a>, Next> for Balance
 where
     Next: Handle<Placed<'a>>,
 {
-    async fn call(&self, attempt: Attempt<'a>, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        // to the second is near enough for an ejection: the request's own clock will do
-        let endpoint = self.pick(&attempt, record.started).ok_or(Error::NoUpstream)?;
-        record.goes_to(&endpoint.metrics);
-        let needs_password = attempt.route.scope != Scope::Open;
-        let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
-        let answer = next.handle(placed, record).await;
-        match &answer {
-            Ok(response) => {
-                let status = response.status();
-                if let Some(requests) = endpoint.metrics.requests(status.as_u16()) {
-                    requests.inc();
+    // a block: an `async fn` holds what it is called with twice
+    #[expect(clippy::manual_async_fn, reason = "see above")]
+    fn call(
+        &self,
+        attempt: Attempt<'a>,
+        record: &mut Record,
+        next: &Next,
+    ) -> impl Future<Output = Result<Response, Error>> + Send {
+        async move {
+            // to the second is near enough for an ejection: the request's own clock will do
+            let endpoint = self.pick(&attempt, record.started).ok_or(Error::NoUpstream)?;
+            record.goes_to(&endpoint.metrics);
+            let needs_password = attempt.route.scope != Scope::Open;
+            let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
+            let answer = next.handle(placed, record).await;
+            match &answer {
+                Ok(response) => {
+                    let status = response.status();
+                    if let Some(requests) = endpoint.metrics.requests(status.as_u16()) {
+                        requests.inc();
+                    }
+                    let opening = response.body().opening();
+                    if is_wrong_password(status, opening) {
+                        endpoint.refuses_password();
+                        return Err(Error::UpstreamPassword { upstream: endpoint.authority.to_string() });
+                    }
+                    if is_replica_fault(status, response.headers(), opening) {
+                        self.eject_after_failure(endpoint);
+                    } else {
+                        endpoint.succeeded();
+                        if needs_password && status.is_success() {
+                            endpoint.takes_password();
+                        }
+                    }
                 }
-                let opening = response.body().opening();
-                if is_wrong_password(status, opening) {
-                    endpoint.refuses_password();
-                    return Err(Error::UpstreamPassword { upstream: endpoint.authority.to_string() });
-                }
-                if is_replica_fault(status, response.headers(), opening) {
-                    self.eject_after_failure(endpoint);
-                } else {
-                    endpoint.succeeded();
-                    if needs_password && status.is_success() {
-                        endpoint.takes_password();
+                Err(error) => {
+                    if let Some(requests) = endpoint.metrics.requests(0) {
+                        requests.inc();
+                    }
+                    if matches!(error, Error::UpstreamConnect { .. }) {
+                        endpoint.metrics.connect_failed();
+                        self.eject_after_failure(endpoint);
                     }
                 }
             }
-            Err(error) => {
-                if let Some(requests) = endpoint.metrics.requests(0) {
-                    requests.inc();
-                }
-                if matches!(error, Error::UpstreamConnect { .. }) {
-                    endpoint.metrics.connect_failed();
-                    self.eject_after_failure(endpoint);
-                }
-            }
+            answer
         }
-        answer
     }
 }

@@ -2,6 +2,7 @@
 //! `x-ratelimit-*` fields that came before them.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,20 +22,20 @@ const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// The reset of what is whole already.
 const SOON: HeaderValue = HeaderValue::from_static("1");
 
-/// What is left of a plan, told in a response.
-#[derive(Debug)]
+/// What is left of a plan, told in a response. Its fields are made when the response is there: until then it is small.
 pub(super) struct Told {
-    policy: HeaderValue,
-    left: HeaderValue,
+    terms: Arc<Terms>,
+    /// The `RateLimit` field.
+    left: Bytes,
     least: Option<Least>,
 }
 
-/// The rate of which the least is left.
-#[derive(Debug)]
+/// The rate of which the least is left, and where its numbers stand in the field.
 struct Least {
-    limit: HeaderValue,
-    remaining: HeaderValue,
-    reset: HeaderValue,
+    window: usize,
+    remaining: Range<u32>,
+    /// None: it is whole already.
+    reset: Option<Range<u32>>,
 }
 
 /// A `RateLimit` field as it is written, and where its numbers stand: they are told a second time.
@@ -42,7 +43,7 @@ struct Text(Vec<u8>);
 
 impl Text {
     /// The next item and its `r`.
-    fn remaining(&mut self, name: &str, remaining: u64) -> Range<usize> {
+    fn remaining(&mut self, name: &str, remaining: u64) -> Range<u32> {
         self.0.extend_from_slice(if self.0.is_empty() { b"\"" } else { b", \"" });
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\";r=");
@@ -50,33 +51,35 @@ impl Text {
     }
 
     /// The item's `t`, in whole seconds rounded up; 0 if nothing is to come back.
-    fn reset(&mut self, reset: Duration) -> Range<usize> {
+    fn reset(&mut self, reset: Duration) -> Range<u32> {
         self.0.extend_from_slice(b";t=");
         self.number(if reset.is_zero() { 0 } else { whole_seconds(reset) })
     }
 
-    fn number(&mut self, number: u64) -> Range<usize> {
-        let start = self.0.len();
+    fn number(&mut self, number: u64) -> Range<u32> {
+        // a plan's names are far from 4 GiB
+        let here = |text: &Vec<u8>| u32::try_from(text.len()).unwrap_or(u32::MAX);
+        let start = here(&self.0);
         self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-        start..self.0.len()
+        start..here(&self.0)
     }
 }
 
 impl Told {
     /// `None`: there is nothing to tell, for the plan has no limits or only looks on.
-    pub(super) fn new(terms: &Terms, counted: &Counted) -> Option<Self> {
+    pub(super) fn new(terms: &Arc<Terms>, counted: &Counted) -> Option<Self> {
         let Counted { left, places, budgets, .. } = counted;
         if left.is_empty() && places.is_none() && budgets.is_empty() {
             return None;
         }
         let mut text = Text(Vec::with_capacity(96));
-        // where of the rate of which the least is left
-        let mut least: Option<(&Left, &HeaderValue, Range<usize>, Range<usize>)> = None;
-        for (window, rate) in terms.rates.iter().zip(left) {
-            let remaining = text.remaining(&window.name, rate.remaining.into());
+        let mut least: Option<(&Left, Least)> = None;
+        for (window, (of, rate)) in terms.rates.iter().zip(left).enumerate() {
+            let remaining = text.remaining(&of.name, rate.remaining.into());
             let reset = text.reset(rate.reset);
-            if least.as_ref().is_none_or(|(least, ..)| (rate.remaining, least.reset) < (least.remaining, rate.reset)) {
-                least = Some((rate, &window.holds, remaining, reset));
+            if least.as_ref().is_none_or(|(least, _)| (rate.remaining, least.reset) < (least.remaining, rate.reset)) {
+                let reset = (!rate.reset.is_zero()).then_some(reset);
+                least = Some((rate, Least { window, remaining, reset }));
             }
         }
         if let Some(places) = places {
@@ -86,23 +89,30 @@ impl Told {
             text.remaining(&budget.name, u64::try_from(*left).unwrap_or(0));
             text.reset(*reset);
         }
-        let text = Bytes::from(text.0);
-        let part = |range| HeaderValue::from_maybe_shared(text.slice(range)).ok();
-        let least = least.and_then(|(rate, holds, remaining, reset)| {
-            let reset = if rate.reset.is_zero() { SOON } else { part(reset)? };
-            Some(Least { limit: holds.clone(), remaining: part(remaining)?, reset })
-        });
-        // names and numbers only
-        Some(Self { policy: terms.policy.clone(), left: part(0..text.len())?, least })
+        let least = least.map(|(_, least)| least);
+        Some(Self { terms: Arc::clone(terms), left: Bytes::from(text.0), least })
     }
 
     /// A limit of Letta's own, should there be one, is not the client's to know.
     pub(super) fn tell(self, headers: &mut HeaderMap) {
-        headers.insert(POLICY, self.policy);
-        headers.insert(RATELIMIT, self.left);
-        if let Some(Least { limit, remaining, reset }) = self.least {
-            headers.insert(LIMIT, limit);
+        let Self { terms, left, least } = self;
+        headers.insert(POLICY, terms.policy.clone());
+        // names and numbers only
+        let value = |text| HeaderValue::from_maybe_shared(text).ok();
+        let part = |range: Range<u32>| {
+            value(left.get(range.start as usize..range.end as usize).map(|part| left.slice_ref(part))?)
+        };
+        if let Some(left) = value(left.clone()) {
+            headers.insert(RATELIMIT, left);
+        }
+        let Some(Least { window, remaining, reset }) = least else { return };
+        if let Some(window) = terms.rates.get(window) {
+            headers.insert(LIMIT, window.holds.clone());
+        }
+        if let Some(remaining) = part(remaining) {
             headers.insert(REMAINING, remaining);
+        }
+        if let Some(reset) = reset.map_or(Some(SOON), part) {
             headers.insert(RESET, reset);
         }
     }

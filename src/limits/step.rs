@@ -2,9 +2,10 @@
 
 use super::Limits;
 use super::account::Asking;
+use super::bill::Bill;
 use super::seat::Seat;
 use crate::auth::{Admitted, Parts};
-use crate::body::{Request, Response};
+use crate::body::{Permit, Request, Response};
 use crate::error::Error;
 use crate::letta::repeat::Repeat;
 use crate::letta::routes::Subject;
@@ -29,6 +30,12 @@ impl Within {
     }
 }
 
+/// Takes the place of a request that is no send, and what it is charged to.
+fn sit(mut seat: Seat) -> Result<(Permit, Option<Bill>), Error> {
+    let bill = seat.bill();
+    Ok((seat.take()?, bill))
+}
+
 impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
     async fn call(&self, admitted: Admitted, record: &mut Record, next: &Next) -> Result<Response, Error> {
         let parts = admitted.into_parts();
@@ -46,13 +53,11 @@ impl<Next: Handle<Within>> Step<Admitted, Next> for Limits {
         // no account for an agent that the key does not reach: below, the request is refused
         let agent = parts.subject.as_deref().filter(|_| parts.route.subject == Subject::Agent);
         let agent = agent.filter(|agent| key.agents.has(agent));
-        let (mut seat, told) = self.admit(&key.id, agent, asking).await?;
-        let (seat, permit, bill) = if is_send {
-            (Some(Box::new(seat)), None, None)
-        } else {
-            // what such a turn costs is not told to whoever starts it
-            let bill = seat.bill();
-            (None, Some(seat.take()?), bill)
+        let (seat, told) = self.admit(&key.id, agent, asking).await?;
+        let (seat, (permit, bill)) = match is_send {
+            true => (Some(Box::new(seat)), (None, None)),
+            // what a turn costs that such a request starts is not told to whoever starts it
+            false => (None, sit(seat).map(|(permit, bill)| (Some(permit), bill))?),
         };
         let mut response = next.handle(Within { parts, seat }, record).await?;
         if let Some(bill) = bill.filter(|_| response.status().is_success()) {

@@ -34,7 +34,7 @@ pub(super) async fn listed<Next: Handle<Confined>>(
     record: &mut Record,
     next: &Next,
 ) -> Result<Response, Error> {
-    let Parts { mut request, peer, route, subject, key: _ } = *parts;
+    let Parts { mut request, route, subject, key: _ } = *parts;
     // what is compressed cannot be looked through
     request.headers_mut().insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
     let mut query = request.uri().query().unwrap_or_default().to_owned();
@@ -51,7 +51,7 @@ pub(super) async fn listed<Next: Handle<Confined>>(
         let uri = Uri::try_from(target).map_err(|_| Error::BadTarget("the target is too long"))?;
         let mut request = get(uri, &headers);
         request.method_mut().clone_from(&method);
-        let parts = Box::new(Parts { request, peer, route, subject: subject.clone(), key: Some(Arc::clone(key)) });
+        let parts = Box::new(Parts { request, route, subject: subject.clone(), key: Some(Arc::clone(key)) });
         // the first page is the request's own; the others are the gateway's
         let record = apart.as_mut().unwrap_or(&mut *record);
         let response = next.handle(Confined { parts, seat: None }, record).await?;

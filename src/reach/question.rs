@@ -34,7 +34,6 @@ impl Owners {
         &self,
         mut thing: Thing,
         id: &str,
-        parts: &Parts,
         key: &Arc<Key>,
         record: &Record,
         next: &Next,
@@ -47,7 +46,7 @@ impl Owners {
                 return Ok(Found::Agent(agent));
             }
             let path = question(thing, &id).ok_or(Error::AgentRefused)?;
-            let answer = timeout(PATIENCE, ask(&path, parts, key, record, next)).await;
+            let answer = timeout(PATIENCE, ask(&path, key, record, next)).await;
             let answer = match answer.map_err(|_| Error::OwnerUnknown)?? {
                 Ok(answer) => answer,
                 Err(refusal) => return Ok(Found::Letta(refusal)),
@@ -75,7 +74,6 @@ pub(super) enum Found {
 /// The body of Letta's answer if it is a good one; else the answer.
 async fn ask<Next: Handle<Confined>>(
     path: &str,
-    parts: &Parts,
     key: &Arc<Key>,
     record: &Record,
     next: &Next,
@@ -84,7 +82,7 @@ async fn ask<Next: Handle<Confined>>(
     let found = routes::find(&Method::GET, path).map_err(|_| Error::AgentRefused)?;
     let (route, subject) = (found.route, found.subject.map(Arc::from));
     let request = get(uri, &HeaderMap::new());
-    let parts = Box::new(Parts { request, peer: parts.peer, route, subject, key: Some(Arc::clone(key)) });
+    let parts = Box::new(Parts { request, route, subject, key: Some(Arc::clone(key)) });
     let response = next.handle(Confined { parts, seat: None }, &mut record.apart()).await?;
     if response.status() != StatusCode::OK {
         return Ok(Err(response));

@@ -88,7 +88,7 @@ impl Reacher {
         for named in agents.iter().chain(&owned) {
             let agent = match named {
                 Named::Agent(agent) => Cow::Borrowed(&**agent),
-                Named::Owned(thing, id) => match self.owners.of(*thing, id, parts, key, record, next).await? {
+                Named::Owned(thing, id) => match self.owners.of(*thing, id, key, record, next).await? {
                     Found::Agent(agent) => Cow::Owned(agent.into()),
                     Found::Letta(answer) => return Ok(Checked::Answered(answer)),
                 },

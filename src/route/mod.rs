@@ -18,7 +18,6 @@ use http::{HeaderMap, Method, Request};
 use crate::body::{self, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
-use crate::listen::Peer;
 use crate::record::Received;
 use crate::step::{Handle, Step};
 use crate::telemetry::Record;
@@ -29,7 +28,6 @@ const METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 /// A request whose target is known and canonical.
 pub struct Routed {
     request: body::Request,
-    peer: Peer,
     route: &'static Route,
     subject: Option<Arc<str>>,
 }
@@ -43,9 +41,9 @@ impl Routed {
         self.route
     }
 
-    /// The request, who sent it, its route, and the id its path names.
-    pub fn into_parts(self) -> (body::Request, Peer, &'static Route, Option<Arc<str>>) {
-        (self.request, self.peer, self.route, self.subject)
+    /// The request, its route, and the id its path names.
+    pub fn into_parts(self) -> (body::Request, &'static Route, Option<Arc<str>>) {
+        (self.request, self.route, self.subject)
     }
 }
 
@@ -55,12 +53,12 @@ pub struct Router;
 
 impl<Next: Handle<Routed>> Step<Received, Next> for Router {
     async fn call(&self, received: Received, record: &mut Record, next: &Next) -> Result<Response, Error> {
-        let Received { mut request, peer } = received;
+        let Received { mut request } = received;
         let place = read(&mut request).inspect_err(|_| record.path = Some(request.uri().path().into()));
         let Place { route, subject } = place?;
         record.route = Some(route);
         record.subject.clone_from(&subject);
-        next.handle(Routed { request, peer, route, subject }, record).await
+        next.handle(Routed { request, route, subject }, record).await
     }
 }
 

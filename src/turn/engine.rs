@@ -31,7 +31,6 @@ use crate::body::{Body, Permit, Request, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
-use crate::listen::Peer;
 use crate::packed::{pack, unpack};
 use crate::step::Handle;
 use crate::store::TurnId;
@@ -52,7 +51,6 @@ pub(super) struct Message {
     held: Option<Held>,
     route: &'static Route,
     subject: Option<Arc<str>>,
-    pub peer: Peer,
     pub key: Option<Arc<Key>>,
 }
 
@@ -75,9 +73,9 @@ impl MessageHead {
 impl Message {
     /// `parts`: the request, its body taken.
     pub(super) fn new(parts: Box<Parts>, body: Bytes, held: Held) -> Self {
-        let Parts { route, peer, .. } = *parts;
+        let route = parts.route;
         let (subject, key) = (parts.subject.clone(), parts.key.clone());
-        Self { head: MessageHead::AsRead(parts), body, held: Some(held), route, subject, peer, key }
+        Self { head: MessageHead::AsRead(parts), body, held: Some(held), route, subject, key }
     }
 
     fn forget(&mut self) {
@@ -107,8 +105,8 @@ impl Message {
                     *request.headers_mut() = unpack(&bytes.slice(*target..));
                 }
                 self.head = head;
-                let Self { route, peer, .. } = *self;
-                Box::new(Parts { request, peer, route, subject: self.subject.clone(), key: self.key.clone() })
+                let route = self.route;
+                Box::new(Parts { request, route, subject: self.subject.clone(), key: self.key.clone() })
             }
         };
         *parts.request.body_mut() = RequestBody::whole(self.body.clone());
@@ -136,6 +134,14 @@ enum Prepared {
     Ready(Option<lane::Held>, Option<Standing>),
     /// It was another gateway's, whose answer was followed to its end.
     Followed(Ended),
+}
+
+/// How long conflicts are waited out.
+struct Patience {
+    /// Before the next send.
+    pause: Duration,
+    /// Set by the first of them.
+    until: Option<Instant>,
 }
 
 /// How the work on a turn ended.
@@ -333,40 +339,28 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let desk = Arc::clone(&self.desk);
         let turn = Arc::clone(&self.turn);
         let running = Gauged::new(&desk.metrics.turns.running);
-        let mut pause = conflict::FIRST_PAUSE;
-        let mut patience: Option<Instant> = None;
+        let mut patience = Patience { pause: conflict::FIRST_PAUSE, until: None };
         loop {
             turn.log.set_phase(Phase::Sent);
             let dispatch = self.message.dispatch();
             let sent = Instant::now();
             let below = Arc::clone(&self.below);
             let left = self.when_left();
-            // boxed: it is over when the answer begins, and a stream goes on for long
-            let answer = beside(left, Box::pin(below.handle(dispatch, &mut self.record)).as_mut()).await;
-            turn.facts.exchanged(self.record.exchange());
-            let response = match answer {
-                Ok(response) => response,
-                Err(error) if error.never_sent() => return Err(error),
-                Err(error) => return Ok(Worked::Lost { error, as_event: false }),
-            };
-            let found = match response.status() {
-                StatusCode::CONFLICT => Box::pin(self.conflict(response)).await,
-                _ => Err(response),
-            };
-            let response = match found {
-                Err(response) => response,
-                Ok(found) => {
-                    let most = desk.settings.lane.map_or(Duration::ZERO, |lane| lane.max_wait);
-                    let until = *patience.get_or_insert_with(|| Instant::now() + most);
-                    if Instant::now() >= until {
-                        found.response
-                    } else {
-                        Box::pin(self.wait_out(found.conflict, pause, until)).await?;
-                        pause = (pause * 2).min(conflict::LONGEST_PAUSE);
-                        // another send, not another attempt at the one that was answered
-                        self.record.attempts = 0;
-                        continue;
+            // a block: what is over with it takes no room beside the answer
+            let response = {
+                // boxed: it is over when the answer begins, and a stream goes on for long
+                let answer = beside(left, Box::pin(below.handle(dispatch, &mut self.record)).as_mut()).await;
+                turn.facts.exchanged(self.record.exchange());
+                match answer {
+                    Ok(response) if response.status() == StatusCode::CONFLICT => {
+                        match Box::pin(self.after_conflict(response, &mut patience)).await? {
+                            Some(response) => response,
+                            None => continue,
+                        }
                     }
+                    Ok(response) => response,
+                    Err(error) if error.never_sent() => return Err(error),
+                    Err(error) => return Ok(Worked::Lost { error, as_event: false }),
                 }
             };
             self.message.forget();
@@ -391,6 +385,25 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 Relayed::BrokenBody(error) => Worked::Lost { error, as_event: false },
             });
         }
+    }
+
+    /// Waits out the conflict that `response` is, if that helps and there is patience left. `None`: the message may be
+    /// sent again.
+    async fn after_conflict(&mut self, response: Response, patience: &mut Patience) -> Result<Option<Response>, Error> {
+        let Found { conflict, response } = match self.conflict(response).await {
+            Ok(found) => found,
+            Err(response) => return Ok(Some(response)),
+        };
+        let most = self.desk.settings.lane.map_or(Duration::ZERO, |lane| lane.max_wait);
+        let until = *patience.until.get_or_insert_with(|| Instant::now() + most);
+        if Instant::now() >= until {
+            return Ok(Some(response));
+        }
+        self.wait_out(conflict, patience.pause, until).await?;
+        patience.pause = (patience.pause * 2).min(conflict::LONGEST_PAUSE);
+        // another send, not another attempt at the one that was answered
+        self.record.attempts = 0;
+        Ok(None)
     }
 
     /// The conflict that `response` is, if waiting helps.
@@ -440,8 +453,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     fn inquiry(&self) -> Inquiry<B> {
-        let Message { peer, key, .. } = &self.message;
-        Inquiry { below: Arc::clone(&self.below), peer: *peer, key: key.clone() }
+        Inquiry { below: Arc::clone(&self.below), key: self.message.key.clone() }
     }
 
     /// What is done when the last follower has left; `None`: nothing.

@@ -19,7 +19,6 @@ use crate::auth::key::Key;
 use crate::body::RequestBody;
 use crate::letta::reply::Usage;
 use crate::letta::routes;
-use crate::listen::Peer;
 use crate::step::Handle;
 use crate::telemetry::{Record, Timestamp};
 
@@ -71,7 +70,6 @@ impl Status {
 /// Asks Letta in the name of one turn.
 pub(super) struct Inquiry<B> {
     pub below: Arc<B>,
-    pub peer: Peer,
     pub key: Option<Arc<Key>>,
 }
 
@@ -148,7 +146,7 @@ impl<B: Handle<Dispatch>> Inquiry<B> {
             request.headers_mut().insert(http::header::CONTENT_TYPE, json);
         }
         *request.method_mut() = method;
-        let parts = Box::new(Parts { request, peer: self.peer, route, subject, key: self.key.clone() });
+        let parts = Box::new(Parts { request, route, subject, key: self.key.clone() });
         let mut record = record.apart();
         let asked = async {
             let response = self.below.handle(Dispatch { parts }, &mut record).await.ok()?;

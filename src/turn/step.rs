@@ -22,7 +22,7 @@ use super::shared::{Beginning, Turn};
 use super::{Dispatch, Index, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;
-use crate::body::room::Room;
+use crate::body::room::{Held, Room};
 use crate::body::{Body, RequestBody, Response};
 use crate::cache::Forward;
 use crate::cutoff::Cutoff;
@@ -54,6 +54,18 @@ const OTID: &str = "a background message to a conversation may be answered with 
 /// Sends messages as turns.
 pub struct Turns {
     pub(super) desk: Arc<Desk>,
+}
+
+/// What became of a send.
+enum Sent {
+    /// It can be no turn.
+    NoTurn(Box<Parts>, Option<Box<Seat>>),
+    /// It is a repeat of this one.
+    Known(Arc<Turn>),
+    /// Its turn has a task of its own.
+    Stream(Follower),
+    /// Its turn is for the task of its client to drive, until the answer is there.
+    Begun(Driven, Follower),
 }
 
 /// What all turns of one gateway share.
@@ -133,13 +145,42 @@ impl Turns {
         &self,
         sends: Sends,
         mut parts: Box<Parts>,
-        mut seat: Option<Box<Seat>>,
+        seat: Option<Box<Seat>>,
         record: &mut Record,
         below: &Arc<B>,
     ) -> Result<Response, Error> {
         let desk = &self.desk;
         let body = std::mem::take(parts.request.body_mut());
-        let (body, held) = desk.room.read(parts.key.as_ref().map(|key| &key.id), body).await?;
+        let read = desk.room.read(parts.key.as_ref().map(|key| &key.id), body).await?;
+        match self.begin(sends, parts, read, seat, record, below)? {
+            // boxed: what is rare must not be the larger future
+            Sent::NoTurn(parts, seat) => Box::pin(pass(parts, seat, record, below)).await,
+            Sent::Known(turn) => Box::pin(self.repeat(&turn, record)).await,
+            Sent::Stream(follower) => self.stream(follower, record).await,
+            Sent::Begun(engine, follower) => {
+                let head = engine.head(&follower).await;
+                let turn = follower.turn();
+                record.queued = turn.facts.now().queued;
+                let head = head?;
+                let part = turn.part();
+                record.turn = Some((part, SharedFacts::of(turn)));
+                record.adopt(&head.exchange);
+                Ok(self.response(head, follower, part, 0))
+            }
+        }
+    }
+
+    /// Finds or begins the turn of a send whose body has been read.
+    fn begin<B: Handle<Dispatch> + 'static>(
+        &self,
+        sends: Sends,
+        mut parts: Box<Parts>,
+        (body, held): (Bytes, Held),
+        mut seat: Option<Box<Seat>>,
+        record: &mut Record,
+        below: &Arc<B>,
+    ) -> Result<Sent, Error> {
+        let desk = &self.desk;
         record.request_bytes = body.len() as u64;
         // whatever Content-Encoding says: Letta does not look at it
         let sending = Sending::read(sends, &body);
@@ -151,7 +192,7 @@ impl Turns {
         }
         let (Some(target), Some(key)) = (target, &parts.key) else {
             *parts.request.body_mut() = RequestBody::whole(body);
-            return pass(parts, seat, record, below).await;
+            return Ok(Sent::NoTurn(parts, seat));
         };
         if sends == Sends::Conversation && key.is_tenant() {
             own_run(&sending)?;
@@ -164,8 +205,7 @@ impl Turns {
         // a follower before it is known: nobody else can be its last
         let follower = Follower::of(&turn, &desk.metrics)?;
         if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe)? {
-            drop((follower, seat));
-            return self.repeat(&known, record).await;
+            return Ok(Sent::Known(known));
         }
         let body = if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) };
         let message = Message::new(parts, body, held);
@@ -184,16 +224,9 @@ impl Turns {
         });
         if sending.streams {
             desk.tasks.spawn(engine.run());
-            self.stream(follower, record).await
-        } else {
-            let head = Driven::new(engine.run(), &turn, &desk.tasks).head(&follower).await;
-            record.queued = turn.facts.now().queued;
-            let head = head?;
-            let part = turn.part();
-            record.turn = Some((part, SharedFacts::of(&turn)));
-            record.adopt(&head.exchange);
-            Ok(self.response(head, follower, part, 0))
+            return Ok(Sent::Stream(follower));
         }
+        Ok(Sent::Begun(Driven::new(engine.run(), &turn, &desk.tasks), follower))
     }
 
     /// Answers a send whose turn is known.

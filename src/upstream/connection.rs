@@ -1,6 +1,6 @@
 //! One HTTP/1.1 connection to a replica, driven by the task that uses it.
 
-use std::future::Future as _;
+use std::future::Future;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -65,32 +65,35 @@ impl Connection {
     }
 
     /// Sends `request` and waits for the head of its answer until `deadline`.
-    pub(super) async fn exchange(
+    pub(super) fn exchange(
         &mut self,
         request: Request,
         deadline: Instant,
-    ) -> Result<Response<Incoming>, Unanswered> {
-        self.alarm.move_to(deadline);
-        let mut answer = pin!(self.sender.try_send_request(*request));
-        std::future::poll_fn(|cx| {
-            let driven = drive(&mut self.driver, &mut self.closed, cx);
-            // asked after the driver: its last poll may have delivered the answer
-            match answer.as_mut().poll(cx) {
-                Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
-                Poll::Ready(Err(mut failure)) => {
-                    return Poll::Ready(Err(match failure.take_message() {
-                        Some(request) => Unanswered::NotSent(Box::new(request), failure.into_error().into()),
-                        None => Unanswered::Closed(failure.into_error().into()),
-                    }));
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
+        let Self { sender, driver, closed, alarm, .. } = self;
+        alarm.move_to(deadline);
+        async move {
+            let mut answer = pin!(sender.try_send_request(*request));
+            std::future::poll_fn(|cx| {
+                let driven = drive(driver, closed, cx);
+                // asked after the driver: its last poll may have delivered the answer
+                match answer.as_mut().poll(cx) {
+                    Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
+                    Poll::Ready(Err(mut failure)) => {
+                        return Poll::Ready(Err(match failure.take_message() {
+                            Some(request) => Unanswered::NotSent(Box::new(request), failure.into_error().into()),
+                            None => Unanswered::Closed(failure.into_error().into()),
+                        }));
+                    }
+                    Poll::Pending => {}
                 }
-                Poll::Pending => {}
-            }
-            if driven.is_ready() {
-                return Poll::Ready(Err(Unanswered::Closed("the connection ended without an answer".into())));
-            }
-            self.alarm.poll(cx).map(|()| Err(Unanswered::Late))
-        })
-        .await
+                if driven.is_ready() {
+                    return Poll::Ready(Err(Unanswered::Closed("the connection ended without an answer".into())));
+                }
+                alarm.poll(cx).map(|()| Err(Unanswered::Late))
+            })
+            .await
+        }
     }
 
     /// Lets the connection read and write; ready once it is closed.

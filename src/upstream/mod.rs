@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use crate::balance::{Endpoint, Placed};
 use crate::body::Response;
+use crate::body::request::Meter;
 use crate::crowd::gather;
 use crate::cutoff::Cutoff;
 use crate::error::Error;
@@ -100,62 +101,76 @@ impl Upstream {
 }
 
 impl<'a> Handle<Placed<'a>> for Upstream {
-    async fn handle(&self, placed: Placed<'a>, record: &mut Record) -> Result<Response, Error> {
-        let Placed { attempt, endpoint, load } = placed;
-        let Some(pool) = self.pools.get(endpoint.place) else { return Err(Error::NoUpstream) };
-        gather(endpoint.load.now().into()).await;
-        let now = Instant::now();
-        let (mut lease, sent) = match (!attempt.fresh).then(|| pool.parked(now)).flatten() {
-            Some(lease) => (lease, now),
-            // boxed: what is seldom waited for must not make every request's future larger
-            None => match Box::pin(pool.lease(attempt.fresh)).await {
-                Ok(lease) => (lease, Instant::now()),
-                Err(error) => {
-                    // another replica may be reached: this one is out for this request
-                    attempt.failed.add(endpoint.place);
-                    return Err(error);
+    // a block: an `async fn` holds what it is called with twice
+    #[expect(clippy::manual_async_fn, reason = "see above")]
+    fn handle(
+        &self,
+        mut placed: Placed<'a>,
+        record: &mut Record,
+    ) -> impl Future<Output = Result<Response, Error>> + Send {
+        async move {
+            // in a block of its own, so that nothing of it is held while an answer is judged
+            let passed = {
+                let Some(pool) = self.pools.get(placed.endpoint.place) else { return Err(Error::NoUpstream) };
+                gather(placed.endpoint.load.now().into()).await;
+                let now = Instant::now();
+                let (mut lease, sent) = match (!placed.attempt.fresh).then(|| pool.parked(now)).flatten() {
+                    Some(lease) => (lease, now),
+                    // boxed: what is seldom waited for must not make every request's future larger
+                    None => match Box::pin(pool.lease(placed.attempt.fresh)).await {
+                        Ok(lease) => (lease, Instant::now()),
+                        Err(error) => {
+                            // another replica may be reached: this one is out for this request
+                            placed.attempt.failed.add(placed.endpoint.place);
+                            return Err(error);
+                        }
+                    },
+                };
+                let Some(mut request) = placed.attempt.request.take() else { return Err(Error::NoUpstream) };
+                let meter = (!request.body().is_whole()).then(|| request.body_mut().meter());
+                let patience = self.patience(placed.attempt.route.pace);
+                record.sent = Some(sent);
+                let answer = lease.exchange(request, sent + patience).await;
+                let answered = Instant::now();
+                record.answered = Some(answered);
+                if let Some(meter) = &meter {
+                    record.request_bytes = meter.bytes();
                 }
-            },
-        };
-        let Some(mut request) = attempt.request.take() else { return Err(Error::NoUpstream) };
-        let meter = (!request.body().is_whole()).then(|| request.body_mut().meter());
-        let patience = self.patience(attempt.route.pace);
-        record.sent = Some(sent);
-        let answer = lease.exchange(request, sent + patience).await;
-        let answered = Instant::now();
-        record.answered = Some(answered);
-        if let Some(meter) = &meter {
-            record.request_bytes = meter.bytes();
-        }
-        let upstream = || endpoint.authority.to_string();
-        let response = match answer {
-            Ok(response) => response,
-            Err(failure) => {
-                if let Some(error) = meter.as_ref().and_then(|meter| meter.failure()) {
-                    return Err(error);
-                }
-                return Err(match failure {
-                    Unanswered::NotSent(request, cause) => {
-                        *attempt.request = Some(request);
-                        Error::UpstreamClosed { upstream: upstream(), sent: false, cause }
-                    }
-                    Unanswered::Closed(cause) => Error::UpstreamClosed { upstream: upstream(), sent: true, cause },
-                    Unanswered::Late if meter.is_some_and(|meter| !meter.is_over()) => Error::BodyTimeout,
-                    Unanswered::Late => Error::UpstreamTimeout { upstream: upstream(), after: patience },
-                });
+                let response = match answer {
+                    Ok(response) => response,
+                    Err(failure) => return Err(unanswered(failure, meter, patience, &mut placed)),
+                };
+                let manner = reply::Manner {
+                    stream_idle: self.timeouts.stream_idle,
+                    other_idle: patience,
+                    is_turn: placed.attempt.route.sends.is_some(),
+                    cutoff: &self.cutoff,
+                    metrics: &self.metrics,
+                    now: answered,
+                };
+                reply::pass_on(response, lease, placed.load, &manner)
+            };
+            match passed {
+                Passed::On(response) => Ok(response),
+                Passed::Unjudged(answer) => Ok(Box::pin(reply::judged(answer)).await),
             }
-        };
-        let manner = reply::Manner {
-            stream_idle: self.timeouts.stream_idle,
-            other_idle: patience,
-            is_turn: attempt.route.sends.is_some(),
-            cutoff: &self.cutoff,
-            metrics: &self.metrics,
-            now: answered,
-        };
-        match reply::pass_on(response, lease, load, &manner) {
-            Passed::On(response) => Ok(response),
-            Passed::Unjudged(answer) => Ok(Box::pin(reply::judged(answer)).await),
         }
+    }
+}
+
+/// What became of a request without an answer; it is put back if it never left.
+fn unanswered(failure: Unanswered, meter: Option<Arc<Meter>>, after: Duration, placed: &mut Placed<'_>) -> Error {
+    if let Some(error) = meter.as_ref().and_then(|meter| meter.failure()) {
+        return error;
+    }
+    let upstream = placed.endpoint.authority.to_string();
+    match failure {
+        Unanswered::NotSent(request, cause) => {
+            *placed.attempt.request = Some(request);
+            Error::UpstreamClosed { upstream, sent: false, cause }
+        }
+        Unanswered::Closed(cause) => Error::UpstreamClosed { upstream, sent: true, cause },
+        Unanswered::Late if meter.is_some_and(|meter| !meter.is_over()) => Error::BodyTimeout,
+        Unanswered::Late => Error::UpstreamTimeout { upstream, after },
     }
 }

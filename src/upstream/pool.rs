@@ -106,12 +106,12 @@ impl Pool {
 }
 
 impl Lease {
-    pub(super) async fn exchange(
+    pub(super) fn exchange(
         &mut self,
         request: Request,
         deadline: Instant,
-    ) -> Result<Response<Incoming>, Unanswered> {
-        self.connection.exchange(request, deadline).await
+    ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
+        self.connection.exchange(request, deadline)
     }
 
     /// The replica's `host:port`.

@@ -51,7 +51,8 @@ fn admit(limits: &Limits, key: &str, may_repeat: bool) -> Result<(Seat, Option<T
 fn refusal(limits: &Limits, key: &str) -> Box<Refusal> {
     match admit(limits, key, false) {
         Err(Error::Limited(refusal)) => refusal,
-        other => panic!("not refused: {other:?}"),
+        Err(other) => panic!("not refused: {other:?}"),
+        Ok(_) => panic!("not refused"),
     }
 }
 
