@@ -4,7 +4,8 @@
 //! the buffer they were read into: 8 KiB that stay as long as one of them does.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
 
 /// Beside each field: the length of its name, and that of its value with a bit that marks it as sensitive.
 const LENGTHS: usize = 2 + 4;
@@ -41,6 +42,30 @@ pub fn unpack(packed: &Bytes) -> HeaderMap {
         headers.append(name, value);
     }
     headers
+}
+
+/// A request's target and fields, without its method and its body, which are kept as they are.
+pub struct PackedRequest {
+    /// The target, so many bytes long, then the fields.
+    target: usize,
+    bytes: Bytes,
+}
+
+impl PackedRequest {
+    pub fn of<B>(request: &http::Request<B>) -> Self {
+        let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
+        Self { target: target.len(), bytes: pack(target.as_bytes(), request.headers(), 0).into() }
+    }
+
+    /// The request with `body`.
+    pub fn unpack<B>(&self, method: Method, body: B) -> http::Request<B> {
+        let mut request = http::Request::new(body);
+        *request.method_mut() = method;
+        // what was a target is one
+        *request.uri_mut() = Uri::from_maybe_shared(self.bytes.slice(..self.target)).unwrap_or_default();
+        *request.headers_mut() = unpack(&self.bytes.slice(self.target..));
+        request
+    }
 }
 
 struct Fields<'a> {

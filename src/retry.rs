@@ -8,16 +8,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::{Method, Uri};
+use http::Method;
 use tower::retry::budget::{Budget as _, TpsBudget};
 
 use crate::body::{Request, RequestBody, Response};
 use crate::error::Error;
 use crate::hygiene::Outbound;
 use crate::letta::routes::Route;
-use crate::packed::{pack, unpack};
+use crate::packed::PackedRequest;
 use crate::step::{Handle, Step};
 use crate::telemetry::{Metrics, Record};
 
@@ -141,10 +139,8 @@ where
 /// A request to send again once the first may have been read: an idempotent one without a body alone.
 struct Spare {
     method: Method,
-    /// The target, so many bytes long, then the fields. Packed: they are seldom needed, and a map of them costs several
-    /// times as much.
-    target: usize,
-    head: Vec<u8>,
+    /// Packed: it is seldom needed, and a map of its fields costs several times as much.
+    head: PackedRequest,
     body: RequestBody,
 }
 
@@ -154,19 +150,11 @@ impl Spare {
             return None;
         }
         let body = request.body().again()?;
-        let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-        let head = pack(target.as_bytes(), request.headers(), 0);
-        Some(Self { method: request.method().clone(), target: target.len(), head, body })
+        Some(Self { method: request.method().clone(), head: PackedRequest::of(request), body })
     }
 
     fn request(self) -> Request {
-        let Self { method, target, head, body } = self;
-        let head = Bytes::from(head);
-        let mut request = Box::new(http::Request::new(body));
-        *request.method_mut() = method;
-        // what was a target is one
-        *request.uri_mut() = Uri::from_maybe_shared(head.slice(..target)).unwrap_or_default();
-        *request.headers_mut() = unpack(&head.slice(target..));
-        request
+        let Self { method, head, body } = self;
+        Box::new(head.unpack(method, body))
     }
 }

@@ -9,8 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::uri::PathAndQuery;
-use http::{Method, StatusCode, Uri};
+use http::{Method, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::{Instant, sleep};
 
@@ -27,11 +26,11 @@ use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::auth::Parts;
 use crate::auth::key::Key;
 use crate::body::room::Held;
-use crate::body::{Body, Permit, Request, RequestBody, Response};
+use crate::body::{Body, Permit, RequestBody, Response};
 use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
-use crate::packed::{pack, unpack};
+use crate::packed::PackedRequest;
 use crate::step::Handle;
 use crate::store::TurnId;
 use crate::telemetry::Record;
@@ -57,17 +56,9 @@ pub(super) struct Message {
 enum MessageHead {
     /// The request without its body, in the buffer it was read into.
     AsRead(Box<Parts>),
-    /// The target, so many bytes long, then the fields.
-    Packed(usize, Bytes),
+    Packed(PackedRequest),
     /// It has been answered, or is lost: nothing of it is wanted any more.
     Forgotten,
-}
-
-impl MessageHead {
-    fn packed(request: &Request) -> Self {
-        let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-        Self::Packed(target.len(), pack(target.as_bytes(), request.headers(), 0).into())
-    }
 }
 
 impl Message {
@@ -85,7 +76,7 @@ impl Message {
     /// What is to wait must not keep the buffer it was read into.
     fn pack(&mut self) {
         if let MessageHead::AsRead(parts) = &self.head {
-            self.head = MessageHead::packed(&parts.request);
+            self.head = MessageHead::Packed(PackedRequest::of(&parts.request));
         }
     }
 
@@ -93,19 +84,17 @@ impl Message {
     fn dispatch(&mut self) -> Dispatch {
         let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
             MessageHead::AsRead(parts) => {
-                self.head = MessageHead::packed(&parts.request);
+                self.head = MessageHead::Packed(PackedRequest::of(&parts.request));
                 parts
             }
             head => {
-                let mut request = Box::new(http::Request::new(RequestBody::empty()));
-                *request.method_mut() = Method::POST;
-                if let MessageHead::Packed(target, bytes) = &head {
-                    // what was a target is one
-                    *request.uri_mut() = Uri::from_maybe_shared(bytes.slice(..*target)).unwrap_or_default();
-                    *request.headers_mut() = unpack(&bytes.slice(*target..));
-                }
+                let request = match &head {
+                    MessageHead::Packed(packed) => packed.unpack(Method::POST, RequestBody::empty()),
+                    // what has been answered is not sent again
+                    _ => http::Request::default(),
+                };
                 self.head = head;
-                let route = self.route;
+                let (request, route) = (Box::new(request), self.route);
                 Box::new(Parts { request, route, subject: self.subject.clone(), key: self.key.clone() })
             }
         };
