@@ -112,6 +112,42 @@ impl Balance {
             .or_else(|| pick::pick(&self.endpoints, self.policy, attempt.subject, turn, untried))
     }
 
+    /// Learns from `answer` how well `endpoint` is.
+    fn judged(
+        &self,
+        answer: Result<Response, Error>,
+        endpoint: &Endpoint,
+        needs_password: bool,
+    ) -> Result<Response, Error> {
+        let status = answer.as_ref().map_or(0, |response| response.status().as_u16());
+        if let Some(requests) = endpoint.metrics.requests(status) {
+            requests.inc();
+        }
+        match &answer {
+            Ok(response) => {
+                let (status, opening) = (response.status(), response.body().opening());
+                if is_wrong_password(status, opening) {
+                    endpoint.refuses_password();
+                    return Err(Error::UpstreamPassword { upstream: endpoint.authority.to_string() });
+                }
+                if is_replica_fault(status, response.headers(), opening) {
+                    self.eject_after_failure(endpoint);
+                } else {
+                    endpoint.succeeded();
+                    if needs_password && status.is_success() {
+                        endpoint.takes_password();
+                    }
+                }
+            }
+            Err(Error::UpstreamConnect { .. }) => {
+                endpoint.metrics.connect_failed();
+                self.eject_after_failure(endpoint);
+            }
+            Err(_) => {}
+        }
+        answer
+    }
+
     /// Leaves `endpoint` out for a while, unless it is the last one in rotation.
     fn eject_after_failure(&self, endpoint: &Endpoint) {
         let now = Instant::now();
@@ -126,8 +162,7 @@ impl<'a, Next> Step<Attempt<'a>, Next> for Balance
 where
     Next: Handle<Placed<'a>>,
 {
-    // a block: an `async fn` holds what it is called with twice
-    #[expect(clippy::manual_async_fn, reason = "see above")]
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` holds what it is called with twice")]
     fn call(
         &self,
         attempt: Attempt<'a>,
@@ -141,37 +176,7 @@ where
             let needs_password = attempt.route.scope != Scope::Open;
             let placed = Placed { attempt, endpoint: Arc::clone(endpoint), load: endpoint.load.add() };
             let answer = next.handle(placed, record).await;
-            match &answer {
-                Ok(response) => {
-                    let status = response.status();
-                    if let Some(requests) = endpoint.metrics.requests(status.as_u16()) {
-                        requests.inc();
-                    }
-                    let opening = response.body().opening();
-                    if is_wrong_password(status, opening) {
-                        endpoint.refuses_password();
-                        return Err(Error::UpstreamPassword { upstream: endpoint.authority.to_string() });
-                    }
-                    if is_replica_fault(status, response.headers(), opening) {
-                        self.eject_after_failure(endpoint);
-                    } else {
-                        endpoint.succeeded();
-                        if needs_password && status.is_success() {
-                            endpoint.takes_password();
-                        }
-                    }
-                }
-                Err(error) => {
-                    if let Some(requests) = endpoint.metrics.requests(0) {
-                        requests.inc();
-                    }
-                    if matches!(error, Error::UpstreamConnect { .. }) {
-                        endpoint.metrics.connect_failed();
-                        self.eject_after_failure(endpoint);
-                    }
-                }
-            }
-            answer
+            self.judged(answer, endpoint, needs_password)
         }
     }
 }
