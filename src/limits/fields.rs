@@ -20,7 +20,7 @@ const LIMIT: HeaderName = HeaderName::from_static("x-ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("x-ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("x-ratelimit-reset");
 /// The reset of what is whole already.
-const SOON: HeaderValue = HeaderValue::from_static("1");
+const SOON: Bytes = Bytes::from_static(b"1");
 
 /// What is left of a plan, told in a response. Its fields are made when the response is there: until then it is small.
 pub(super) struct Told {
@@ -33,9 +33,9 @@ pub(super) struct Told {
 /// The rate of which the least is left, and where its numbers stand in the field.
 struct Least {
     window: usize,
-    remaining: Range<u32>,
+    remaining: Range<usize>,
     /// None: it is whole already.
-    reset: Option<Range<u32>>,
+    reset: Option<Range<usize>>,
 }
 
 /// A `RateLimit` field as it is written, and where its numbers stand: they are told a second time.
@@ -43,7 +43,7 @@ struct Text(Vec<u8>);
 
 impl Text {
     /// The next item and its `r`.
-    fn remaining(&mut self, name: &str, remaining: u64) -> Range<u32> {
+    fn remaining(&mut self, name: &str, remaining: u64) -> Range<usize> {
         self.0.extend_from_slice(if self.0.is_empty() { b"\"" } else { b", \"" });
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\";r=");
@@ -51,17 +51,15 @@ impl Text {
     }
 
     /// The item's `t`, in whole seconds rounded up; 0 if nothing is to come back.
-    fn reset(&mut self, reset: Duration) -> Range<u32> {
+    fn reset(&mut self, reset: Duration) -> Range<usize> {
         self.0.extend_from_slice(b";t=");
         self.number(if reset.is_zero() { 0 } else { whole_seconds(reset) })
     }
 
-    fn number(&mut self, number: u64) -> Range<u32> {
-        // a plan's names are far from 4 GiB
-        let here = |text: &Vec<u8>| u32::try_from(text.len()).unwrap_or(u32::MAX);
-        let start = here(&self.0);
+    fn number(&mut self, number: u64) -> Range<usize> {
+        let start = self.0.len();
         self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
-        start..here(&self.0)
+        start..self.0.len()
     }
 }
 
@@ -98,22 +96,13 @@ impl Told {
         let Self { terms, left, least } = self;
         headers.insert(POLICY, terms.policy.clone());
         // names and numbers only
-        let value = |text| HeaderValue::from_maybe_shared(text).ok();
-        let part = |range: Range<u32>| {
-            value(left.get(range.start as usize..range.end as usize).map(|part| left.slice_ref(part))?)
-        };
-        if let Some(left) = value(left.clone()) {
-            headers.insert(RATELIMIT, left);
-        }
+        let mut tell = |name, text| drop(HeaderValue::from_maybe_shared(text).map(|value| headers.insert(name, value)));
+        tell(RATELIMIT, left.clone());
         let Some(Least { window, remaining, reset }) = least else { return };
+        tell(REMAINING, left.slice(remaining));
+        tell(RESET, reset.map_or(SOON, |reset| left.slice(reset)));
         if let Some(window) = terms.rates.get(window) {
             headers.insert(LIMIT, window.holds.clone());
-        }
-        if let Some(remaining) = part(remaining) {
-            headers.insert(REMAINING, remaining);
-        }
-        if let Some(reset) = reset.map_or(Some(SOON), part) {
-            headers.insert(RESET, reset);
         }
     }
 }

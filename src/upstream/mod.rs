@@ -101,8 +101,7 @@ impl Upstream {
 }
 
 impl<'a> Handle<Placed<'a>> for Upstream {
-    // a block: an `async fn` holds what it is called with twice
-    #[expect(clippy::manual_async_fn, reason = "see above")]
+    #[expect(clippy::manual_async_fn, reason = "an `async fn` holds what it is called with twice")]
     fn handle(
         &self,
         mut placed: Placed<'a>,
