@@ -83,6 +83,10 @@ pub struct TurnFacts {
 }
 
 impl TurnFacts {
+    pub fn of(facts: Facts, exchange: Exchange) -> Self {
+        Self { facts: Mutex::new(facts), exchange: Mutex::new(exchange) }
+    }
+
     pub fn now(&self) -> Facts {
         *self.lock()
     }

@@ -516,7 +516,7 @@ impl Unfinished {
             turn.log.end(ended);
         } else {
             turn.log.end(ended);
-            registry.over(&turn, Instant::now(), settings.window, settings.max_total, &metrics.turns);
+            registry.over(&turn, Instant::now(), settings, &metrics.turns);
         }
     }
 
@@ -526,7 +526,7 @@ impl Unfinished {
         let Desk { metrics, registry, settings, .. } = &*self.desk;
         metrics.turns.repeat(turn.part().as_str());
         turn.log.end(ended);
-        registry.over(&turn, Instant::now(), settings.window, settings.max_total, &metrics.turns);
+        registry.over(&turn, Instant::now(), settings, &metrics.turns);
     }
 
     fn never_sent(mut self, error: Error) {

@@ -4,7 +4,7 @@
 //! then on only what its readers have not read is kept, and the replica is read no faster than the slowest of them.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
@@ -32,6 +32,7 @@ pub(super) struct Head {
 }
 
 /// A head as it is kept.
+#[derive(Clone)]
 struct KeptHead {
     status: StatusCode,
     /// Packed.
@@ -91,6 +92,16 @@ impl Pieces {
     fn iter(&self) -> impl Iterator<Item = &Bytes> {
         self.front.iter().chain(&self.rest)
     }
+
+    /// All of them as one.
+    fn joined(&self, bytes: u64) -> Bytes {
+        if self.rest.is_empty() {
+            return self.front.clone().unwrap_or_default();
+        }
+        let mut joined = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
+        self.iter().for_each(|piece| joined.extend_from_slice(piece));
+        joined.into()
+    }
 }
 
 /// How the answer ended.
@@ -100,6 +111,49 @@ pub(super) enum Ended {
     Failed(Error),
     /// The last piece has told the client of it.
     Told(Error),
+}
+
+impl Ended {
+    fn again(&self) -> Self {
+        match self {
+            Self::Whole => Self::Whole,
+            Self::Failed(error) => Self::Failed(error.again()),
+            Self::Told(error) => Self::Told(error.again()),
+        }
+    }
+}
+
+/// The log of a turn that is over and that nobody reads.
+#[derive(Clone)]
+pub(super) struct KeptLog {
+    head: Option<KeptHead>,
+    /// None: it is not all there, and cannot be given again.
+    body: Option<Bytes>,
+    /// None: the answer is whole.
+    ended: Option<Arc<Ended>>,
+    /// Somebody has read it to its end.
+    pub is_delivered: bool,
+}
+
+impl KeptLog {
+    /// Bytes of the answer; 0 if it cannot be given again.
+    pub(super) fn bytes(&self) -> u64 {
+        let fields = self.head.as_ref().map_or(0, |head| head.fields.len());
+        self.body.as_ref().map_or(0, |body| (fields + body.len()) as u64)
+    }
+
+    /// Brings the answer to where `place` has room for it.
+    pub(super) fn move_to(&mut self, mut place: impl FnMut(Bytes) -> Bytes) {
+        let fields = self.head.as_mut().map(|head| &mut head.fields);
+        for bytes in fields.into_iter().chain(&mut self.body) {
+            *bytes = place(std::mem::take(bytes));
+        }
+    }
+
+    /// Gives the answer up.
+    pub(super) fn strip(&mut self) {
+        (self.head, self.body) = (None, None);
+    }
 }
 
 /// How far the turn is.
@@ -260,6 +314,38 @@ impl Log {
         Self { state: Mutex::new(state), max: max as u64 }
     }
 
+    /// A log that was kept, to be read again.
+    pub(super) fn again(kept: &KeptLog, max: usize) -> Self {
+        let log = Self::new(max);
+        let mut state = log.lock();
+        state.phase = Phase::Over;
+        state.head.clone_from(&kept.head);
+        state.is_whole = kept.body.is_some();
+        // who comes too late must not find a beginning
+        state.first = usize::from(kept.body.is_none());
+        if let Some(body) = kept.body.as_ref().filter(|body| !body.is_empty()) {
+            state.bytes = body.len() as u64;
+            state.pieces.push(body.clone());
+        }
+        state.told_at = Some(state.bytes);
+        state.ended = Some(kept.ended.as_ref().map_or(Ended::Whole, |ended| ended.again()));
+        state.is_delivered = kept.is_delivered;
+        drop(state);
+        log
+    }
+
+    /// What is kept of a log that is over. None: it is not, or somebody reads it.
+    pub(super) fn keep(&self) -> Option<KeptLog> {
+        let state = self.lock();
+        let ended = match state.ended.as_ref().filter(|_| state.is_left())? {
+            Ended::Whole => None,
+            ended => Some(Arc::new(ended.again())),
+        };
+        let body = state.is_whole.then(|| state.pieces.joined(state.bytes));
+        let head = state.head.clone().filter(|_| state.is_whole);
+        Some(KeptLog { head, body, ended, is_delivered: state.is_delivered })
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -275,6 +361,11 @@ impl Log {
     /// Bytes that are kept whole at most.
     pub(super) fn max(&self) -> usize {
         usize::try_from(self.max).unwrap_or(usize::MAX)
+    }
+
+    /// The exchange that the head came of.
+    pub(super) fn exchange(&self) -> Exchange {
+        self.lock().head.as_ref().map(|head| head.exchange.clone()).unwrap_or_default()
     }
 
     /// Bytes that are held.

@@ -20,6 +20,7 @@ mod inquiry;
 mod lane;
 mod log;
 mod marks;
+mod past;
 mod registry;
 mod relay;
 mod resume;

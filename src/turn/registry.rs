@@ -1,26 +1,28 @@
 //! Finds the turn that a send repeats: those that run, and those that are over for less than the window.
 //!
-//! Bounded in bytes: if the answers that are kept grow over that, the oldest are given up before their time; that there
-//! was such a turn is remembered as long as there is room for that.
+//! Bounded in bytes: if turns that are over grow over that, the oldest answers are given up before their time; that there
+//! was such a turn is remembered as long as there is room for that beside a quarter of answers.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::log::Phase;
+use super::past::{self, Kept, Past};
 use super::shared::Turn;
-use super::{Dedupe, Index, marks};
+use super::{Dedupe, Index, Settings, marks};
 use crate::error::Error;
 use crate::telemetry::metrics::TurnMetrics;
 
 /// Turns with one index that are told apart; of more the oldest is forgotten under that index.
 const MOST_ALIKE: usize = 16;
-/// Bytes that a turn takes beside its answer.
-const OVERHEAD: u64 = 2048;
+/// Turns that are over and not packed yet: their clients may still be reading.
+const LATELY: usize = 64;
+/// Bytes that one of those takes beside its answer.
+const OVERHEAD: u64 = (size_of::<Turn>() + 256) as u64;
 
 /// Turns with one index, the oldest first; there is seldom more than one.
 type Alike = SmallVec<[Arc<Turn>; 1]>;
@@ -32,12 +34,30 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Inner {
+    /// Those that run and those that ended lately.
     by: HashMap<Index, Alike, RandomState>,
-    /// Turns that are over, since when, and the bytes they are counted with.
-    over: VecDeque<(Instant, u64, Arc<Turn>)>,
-    /// So many of them, the oldest, have given up their answers: they are known still, that nothing is sent twice.
-    stripped: usize,
+    /// Those that ended lately.
+    lately: VecDeque<Lately>,
+    /// Bytes of those.
     bytes: u64,
+    /// Those that ended before.
+    past: Past,
+    /// So many of all are streams.
+    streams: usize,
+}
+
+struct Lately {
+    over: Instant,
+    /// What it is counted with.
+    bytes: u64,
+    turn: Arc<Turn>,
+}
+
+/// A turn that is known.
+enum Known {
+    Live(Arc<Turn>),
+    /// It is packed.
+    Past(past::Number),
 }
 
 impl Inner {
@@ -49,9 +69,15 @@ impl Inner {
         alike.push(Arc::clone(turn));
     }
 
+    /// Makes `turn` known by all that it is found by.
+    fn add_all(&mut self, turn: &Arc<Turn>) {
+        for index in Self::known_by(turn) {
+            self.add(index, turn);
+        }
+    }
+
     fn remove(&mut self, turn: &Arc<Turn>) {
-        // as it was made known: only a stream is among the newest
-        for index in turn.indexes().filter(|index| turn.streams || *index != turn.newest()) {
+        for index in Self::known_by(turn) {
             if let Some(alike) = self.by.get_mut(&index) {
                 alike.retain(|other| !Arc::ptr_eq(other, turn));
                 if alike.is_empty() {
@@ -61,39 +87,146 @@ impl Inner {
         }
     }
 
+    /// What `turn` is found by here. Only a stream can be gone on with, and is the newest of its conversation.
+    fn known_by(turn: &Turn) -> impl Iterator<Item = Index> + '_ {
+        let newest = turn.streams.then(|| turn.newest());
+        turn.marks.all().chain(turn.by_run()).chain(newest)
+    }
+
     /// Streams of its conversation that began before `turn` are not the newest turn there any more.
     fn supersede(&mut self, turn: &Turn) {
+        if self.streams == 0 {
+            return;
+        }
         if let Some(streams) = self.by.get_mut(&turn.newest()) {
             streams.retain(|other| other.began > turn.began);
             if streams.is_empty() {
                 self.by.remove(&turn.newest());
             }
         }
+        self.past.supersede(&turn.newest(), turn.began);
     }
 
-    fn newest(&self, index: &Index) -> Option<&Arc<Turn>> {
-        self.by.get(index)?.last()
+    fn newest(&self, index: &Index) -> Option<Known> {
+        let live = self.by.get(index).and_then(|alike| alike.last()).map(|turn| Known::Live(Arc::clone(turn)));
+        live.or_else(|| self.past.find(index).map(|(number, _)| Known::Past(number)))
     }
 
     /// The turn that `new` repeats.
-    fn repeated(&self, new: &Turn, dedupe: Dedupe) -> Result<Option<&Arc<Turn>>, Error> {
+    fn repeated(&self, new: &Turn, dedupe: Dedupe) -> Result<Option<Known>, Error> {
         let marks = &new.marks;
         if let Some(known) = marks.idempotency.as_ref().and_then(|index| self.newest(index)) {
-            return if known.marks.message == marks.message { Ok(Some(known)) } else { Err(Error::KeyReused) };
+            return if self.message(&known) == Some(marks.message) { Ok(Some(known)) } else { Err(Error::KeyReused) };
         }
         if let Some(known) = marks.otid.as_ref().and_then(|index| self.newest(index)) {
             return Ok(Some(known));
         }
-        let Some(alike) = self.by.get(&marks.message) else { return Ok(None) };
         if new.is_retry {
-            // somebody who said the same twice has two turns: each retry gets one that its client has left
-            let abandoned = alike.iter().rev().find(|turn| turn.log.is_abandoned());
-            return Ok(abandoned.or(alike.last()));
+            return Ok(self.retried(&marks.message));
         }
         if dedupe == Dedupe::IdenticalInFlight {
-            return Ok(alike.iter().rev().find(|turn| turn.log.phase() != Phase::Over));
+            let mut alike = self.by.get(&marks.message).into_iter().flatten().rev();
+            let running = alike.find(|turn| turn.log.phase() != Phase::Over);
+            return Ok(running.map(|turn| Known::Live(Arc::clone(turn))));
         }
         Ok(None)
+    }
+
+    /// The turn that an attempt after the first wants: the latest. Somebody who said the same twice has two turns: each
+    /// retry gets one that its client has left.
+    fn retried(&self, message: &Index) -> Option<Known> {
+        let live = self.by.get(message).into_iter().flatten().rev();
+        let live = live.map(|turn| (turn.log.is_abandoned(), turn.began, Known::Live(Arc::clone(turn))));
+        let past = self.past.alike(message);
+        let past = past.map(|(number, turn)| (turn.is_abandoned(), turn.began, Known::Past(number)));
+        let alike = live.chain(past).take(MOST_ALIKE);
+        alike.max_by_key(|(is_abandoned, began, _)| (*is_abandoned, *began)).map(|(_, _, known)| known)
+    }
+
+    fn message(&self, known: &Known) -> Option<Index> {
+        match known {
+            Known::Live(turn) => Some(turn.marks.message),
+            Known::Past(number) => self.past.get(*number).map(|turn| turn.message),
+        }
+    }
+
+    /// The turn itself, to be followed.
+    fn turn(&mut self, known: Known) -> Option<Arc<Turn>> {
+        let number = match known {
+            Known::Live(turn) => return Some(turn),
+            Known::Past(number) => number,
+        };
+        let kept = self.past.take(number)?;
+        let turn = Turn::again(&kept);
+        self.add_all(&turn);
+        self.ended(kept.over, &turn);
+        Some(turn)
+    }
+
+    fn ended(&mut self, over: Instant, turn: &Arc<Turn>) {
+        let bytes = turn.log.held() + OVERHEAD;
+        self.bytes += bytes;
+        self.lately.push_back(Lately { over, bytes, turn: Arc::clone(turn) });
+    }
+
+    /// Packs the turn that ended first of those that ended lately. One that is still followed goes to their end.
+    fn pack(&mut self) {
+        let Some(Lately { over, bytes, turn }) = self.lately.pop_front() else { return };
+        self.bytes -= bytes;
+        match turn.keep(over) {
+            Some(kept) => {
+                self.remove(&turn);
+                self.past.push(kept);
+            }
+            None => self.ended(over, &turn),
+        }
+    }
+
+    /// Bytes of all answers.
+    fn answers(&self) -> u64 {
+        self.past.answers() + self.bytes - OVERHEAD * self.lately.len() as u64
+    }
+
+    /// The oldest answer is given up. False: there is none.
+    fn give_up_an_answer(&mut self) -> bool {
+        if self.past.give_up_an_answer() {
+            return true;
+        }
+        let Some(lately) = self.lately.iter_mut().find(|lately| lately.bytes > OVERHEAD) else { return false };
+        lately.turn.log.keep_nothing();
+        self.bytes -= lately.bytes - OVERHEAD;
+        lately.bytes = OVERHEAD;
+        true
+    }
+
+    /// The oldest turn is not known any more. False: none is packed.
+    fn forget_oldest(&mut self) -> bool {
+        let Some(forgotten) = self.past.forget_oldest() else { return false };
+        self.streams -= usize::from(forgotten.is_stream);
+        true
+    }
+
+    /// Gives up an answer or forgets a turn. False: there is nothing more to be given up.
+    fn make_room(&mut self, max_total: u64) -> bool {
+        let may_forget = self.answers() <= max_total / 4;
+        may_forget && self.forget_oldest() || self.give_up_an_answer() || self.forget_oldest()
+    }
+
+    fn expire(&mut self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
+        let Settings { window, max_total, .. } = *settings;
+        while self.past.has_expired(now, window) && self.forget_oldest() {}
+        while let Some(Lately { over, .. }) = self.lately.front()
+            && now.saturating_duration_since(*over) >= window
+            && let Some(Lately { bytes, turn, .. }) = self.lately.pop_front()
+        {
+            self.bytes -= bytes;
+            self.streams -= usize::from(turn.streams);
+            self.remove(&turn);
+        }
+        while self.bytes + self.past.bytes() > max_total && self.make_room(max_total) {}
+        let kept = self.lately.len() + self.past.answered();
+        metrics.kept.set(i64::try_from(kept).unwrap_or(i64::MAX));
+        metrics.log_bytes.set(i64::try_from(self.bytes + self.past.bytes()).unwrap_or(i64::MAX));
     }
 }
 
@@ -107,16 +240,12 @@ impl Registry {
         let mut inner = self.lock();
         if dedupe != Dedupe::Off
             && let Some(known) = inner.repeated(new, dedupe)?
+            && let Some(turn) = inner.turn(known)
         {
-            return Ok(Some(Arc::clone(known)));
+            return Ok(Some(turn));
         }
-        for index in new.marks.all() {
-            inner.add(index, new);
-        }
-        // only a stream can be gone on with
-        if new.streams {
-            inner.add(new.newest(), new);
-        }
+        inner.streams += usize::from(new.streams);
+        inner.add_all(new);
         Ok(None)
     }
 
@@ -128,58 +257,47 @@ impl Registry {
         }
     }
 
-    /// The turns that are over and can be repeated, the oldest first.
-    pub(super) fn kept(&self) -> Vec<Arc<Turn>> {
-        self.lock().over.iter().map(|(_, _, turn)| Arc::clone(turn)).collect()
+    /// The turns that are over and can be repeated: what ended lately, and numbers to ask [`Registry::kept`] with.
+    pub(super) fn over_by_now(&self) -> (Vec<Arc<Turn>>, impl Iterator<Item = past::Number> + use<>) {
+        let inner = self.lock();
+        (inner.lately.iter().map(|lately| Arc::clone(&lately.turn)).collect(), inner.past.numbers())
+    }
+
+    /// What was kept of a turn that is over.
+    pub(super) fn kept(&self, number: past::Number) -> Option<Kept> {
+        self.lock().past.get(number).cloned()
     }
 
     /// The newest turn with this index.
     pub(super) fn find(&self, index: &Index) -> Option<Arc<Turn>> {
-        self.lock().newest(index).map(Arc::clone)
+        let mut inner = self.lock();
+        let known = inner.newest(index)?;
+        inner.turn(known)
     }
 
     /// `turn` never was: what repeats it starts anew.
     pub(super) fn forget(&self, turn: &Arc<Turn>) {
         turn.make_void();
-        self.lock().remove(turn);
+        let mut inner = self.lock();
+        inner.streams -= usize::from(turn.streams);
+        inner.remove(turn);
     }
 
     /// `turn` is over and can be repeated for a window from now.
-    pub(super) fn over(&self, turn: &Arc<Turn>, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
+    pub(super) fn over(&self, turn: &Arc<Turn>, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
         let mut inner = self.lock();
         if !turn.streams {
             inner.supersede(turn);
         }
-        let bytes = turn.log.held() + OVERHEAD;
-        inner.bytes += bytes;
-        inner.over.push_back((now, bytes, Arc::clone(turn)));
-        expire(&mut inner, now, window, max_total, metrics);
+        inner.ended(now, turn);
+        if inner.lately.len() > LATELY {
+            inner.pack();
+        }
+        inner.expire(now, settings, metrics);
     }
 
     /// Forgets what is over for longer than the window.
-    pub(super) fn expire(&self, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
-        expire(&mut self.lock(), now, window, max_total, metrics);
+    pub(super) fn expire(&self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
+        self.lock().expire(now, settings, metrics);
     }
-}
-
-fn expire(inner: &mut Inner, now: Instant, window: Duration, max_total: u64, metrics: &TurnMetrics) {
-    while inner.bytes > max_total
-        && let Some((_, bytes, turn)) = inner.over.get_mut(inner.stripped)
-    {
-        inner.bytes -= bytes.saturating_sub(OVERHEAD);
-        *bytes = OVERHEAD;
-        turn.log.keep_nothing();
-        inner.stripped += 1;
-    }
-    while let Some((over, bytes, turn)) = inner.over.front()
-        && (inner.bytes > max_total || now.saturating_duration_since(*over) >= window)
-    {
-        let (bytes, turn) = (*bytes, Arc::clone(turn));
-        inner.remove(&turn);
-        inner.bytes -= bytes;
-        inner.over.pop_front();
-        inner.stripped = inner.stripped.saturating_sub(1);
-    }
-    metrics.kept.set(i64::try_from(inner.over.len()).unwrap_or(i64::MAX));
-    metrics.log_bytes.set(i64::try_from(inner.bytes).unwrap_or(i64::MAX));
 }

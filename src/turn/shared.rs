@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use super::Index;
 use super::log::Log;
 use super::marks::{self, Marks, Target};
+use super::past::{Kept, Rare};
 use crate::error::Error;
 use crate::letta::routes::Sends;
 use crate::letta::sse;
@@ -33,8 +34,8 @@ pub(super) struct Turn {
     pub began: Instant,
     /// How long it can be repeated once it is over.
     pub window: Duration,
-    /// What the newest turn of its target is found by.
-    newest: Index,
+    /// What the newest turn of its target is found by, once somebody has asked.
+    newest: OnceLock<Index>,
     /// Its run at Letta, once that is known.
     run: OnceLock<Box<str>>,
     /// How it is a part of another gateway's turn, if it is.
@@ -74,7 +75,7 @@ impl Turn {
             false => TurnId::default(),
         };
         Ok(Arc::new(Self {
-            newest: marks::newest(key, target.id()),
+            newest: OnceLock::new(),
             id,
             log: Log::new(max_log),
             facts: TurnFacts::default(),
@@ -90,6 +91,53 @@ impl Turn {
             followed: OnceLock::new(),
             is_void: AtomicBool::new(false),
         }))
+    }
+
+    /// What is kept of it, which was over at `over`. None: somebody still follows.
+    pub(super) fn keep(&self, over: Instant) -> Option<Kept> {
+        let log = self.log.keep()?;
+        let Self { id, marks, key, sends, streams, began, newest, run, followed, .. } = self;
+        let rare = Rare {
+            id: *id,
+            otid: marks.otid,
+            idempotency: marks.idempotency,
+            newest: newest.get().copied(),
+            by_run: self.by_run(),
+            run: run.get().cloned(),
+            followed: followed.get().copied(),
+            among_all: (*id != TurnId::default()).then(|| (self.log.max(), self.window)),
+        };
+        let rare = (rare != Rare::default()).then(|| Box::new(rare));
+        let (message, key, facts) = (marks.message, Arc::clone(key), self.facts.now());
+        Some(Kept { message, key, sends: *sends, streams: *streams, began: *began, over, facts, log, rare })
+    }
+
+    /// A turn that was kept, to be followed again.
+    pub(super) fn again(kept: &Kept) -> Arc<Self> {
+        let Kept { message, key, sends, streams, began, facts, log, rare, .. } = kept;
+        let rare = rare.as_deref().cloned().unwrap_or_default();
+        let (max_log, window) = rare.among_all.unwrap_or_default();
+        let log = Log::again(log, max_log);
+        let facts = TurnFacts::of(*facts, log.exchange());
+        Arc::new(Self {
+            id: rare.id,
+            log,
+            facts,
+            marks: Marks { message: *message, otid: rare.otid, idempotency: rare.idempotency },
+            // nobody asks a turn that is over whose it was
+            target: Target::Agent(Arc::default()),
+            sends: *sends,
+            key: Arc::clone(key),
+            streams: *streams,
+            is_retry: false,
+            began: *began,
+            window,
+            // one that nobody has asked for is none that it is found by
+            newest: rare.newest.unwrap_or(*message).into(),
+            run: rare.run.map_or_else(OnceLock::new, OnceLock::from),
+            followed: rare.followed.map_or_else(OnceLock::new, OnceLock::from),
+            is_void: AtomicBool::new(false),
+        })
     }
 
     /// When it began, by the clock on the wall.
@@ -141,12 +189,16 @@ impl Turn {
 
     /// What the newest turn of its target is found by.
     pub(super) fn newest(&self) -> Index {
-        self.newest
+        *self.newest.get_or_init(|| marks::newest(&self.key, self.target.id()))
+    }
+
+    /// What its run is found by.
+    pub(super) fn by_run(&self) -> Option<Index> {
+        self.run().map(|run| marks::run(&self.key, run))
     }
 
     /// All it is found by now.
     pub(super) fn indexes(&self) -> impl Iterator<Item = Index> + '_ {
-        let run = self.run().map(|run| marks::run(&self.key, run));
-        self.marks.all().chain(run).chain([self.newest()])
+        self.marks.all().chain(self.by_run()).chain([self.newest()])
     }
 }

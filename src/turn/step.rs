@@ -132,7 +132,7 @@ impl Turns {
     /// Forgets turns whose window is over.
     pub fn upkeep(&self, now: Instant) {
         let Desk { settings, registry, metrics, .. } = &*self.desk;
-        registry.expire(now, settings.window, settings.max_total, &metrics.turns);
+        registry.expire(now, settings, &metrics.turns);
     }
 
     /// Ready when no turn is at work any more. New ones may still begin.

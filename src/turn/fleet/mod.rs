@@ -259,7 +259,9 @@ async fn remind(fleet: Weak<Fleet>, registry: Weak<Registry>) {
         let Ok(since) = back else { continue };
         seen = Some(since);
         let (Some(fleet), Some(registry)) = (fleet.upgrade(), registry.upgrade()) else { return };
-        for turn in registry.kept() {
+        let (lately, before) = registry.over_by_now();
+        let before = before.filter_map(|number| registry.kept(number)).map(|kept| Turn::again(&kept));
+        for turn in before.chain(lately) {
             if turn.is_ours() {
                 publish::again(&fleet, &turn).await;
             }

@@ -9,6 +9,7 @@ mod dedupe;
 mod keepalives;
 mod leaving;
 mod order;
+mod past;
 mod resume;
 mod truth;
 
