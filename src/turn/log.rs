@@ -33,10 +33,10 @@ pub(super) struct Head {
 
 /// A head as it is kept.
 #[derive(Clone)]
-struct KeptHead {
+pub(super) struct KeptHead {
     status: StatusCode,
     /// Packed.
-    fields: Bytes,
+    pub fields: Bytes,
     exchange: Exchange,
 }
 
@@ -126,34 +126,13 @@ impl Ended {
 /// The log of a turn that is over and that nobody reads.
 #[derive(Clone)]
 pub(super) struct KeptLog {
-    head: Option<KeptHead>,
+    pub head: Option<KeptHead>,
     /// None: it is not all there, and cannot be given again.
-    body: Option<Bytes>,
+    pub body: Option<Bytes>,
     /// None: the answer is whole.
     ended: Option<Arc<Ended>>,
     /// Somebody has read it to its end.
     pub is_delivered: bool,
-}
-
-impl KeptLog {
-    /// Bytes of the answer; 0 if it cannot be given again.
-    pub(super) fn bytes(&self) -> u64 {
-        let fields = self.head.as_ref().map_or(0, |head| head.fields.len());
-        self.body.as_ref().map_or(0, |body| (fields + body.len()) as u64)
-    }
-
-    /// Brings the answer to where `place` has room for it.
-    pub(super) fn move_to(&mut self, mut place: impl FnMut(Bytes) -> Bytes) {
-        let fields = self.head.as_mut().map(|head| &mut head.fields);
-        for bytes in fields.into_iter().chain(&mut self.body) {
-            *bytes = place(std::mem::take(bytes));
-        }
-    }
-
-    /// Gives the answer up.
-    pub(super) fn strip(&mut self) {
-        (self.head, self.body) = (None, None);
-    }
 }
 
 /// How far the turn is.

@@ -1,14 +1,14 @@
 //! Turns that are over, packed: what a repeat of theirs is told, in a third of what a turn at work takes.
 //!
-//! They lie in the order in which they ended, and so do their answers, in pieces of memory that are given back whole:
-//! tens of thousands of turns later a single one of them would be in no cache any more, and letting go of its parts one
-//! by one would cost as much as all else that a gateway does for a turn.
+//! They lie in the order in which they ended, and so do their answers, in pieces of memory that are given back whole.
+//! Tens of thousands of turns later a single one of them is in no cache any more: letting go of its parts one by one
+//! would then cost as much as all else that a gateway does for a turn.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
@@ -20,7 +20,7 @@ use crate::telemetry::turn::{Facts, Part};
 
 /// Bytes that a turn takes beside its answer.
 pub(super) const SIZE: u64 = (size_of::<Placed>() + size_of::<(u64, Number)>() * 2) as u64;
-/// Bytes of one piece of memory for answers; longer ones than a quarter have their own.
+/// Bytes of one piece of memory for answers.
 const PIECE: usize = 16 * 1024;
 
 /// Counts turns in the order in which they were packed, from 0 again after the last.
@@ -57,30 +57,54 @@ pub(super) struct Rare {
     pub among_all: Option<(usize, Duration)>,
 }
 
-impl Kept {
-    /// Nobody has got all of its answer.
-    pub(super) fn is_abandoned(&self) -> bool {
-        !self.log.is_delivered
-    }
-
-    /// What it is found by beside its message.
-    fn others(&self) -> impl Iterator<Item = Index> + '_ {
-        let rare = self.rare.as_deref();
-        rare.into_iter().flat_map(|rare| [rare.otid, rare.idempotency, rare.newest, rare.by_run]).flatten()
-    }
-
-    fn has(&self, index: &Index) -> bool {
-        self.message == *index || self.others().any(|other| other == *index)
-    }
-}
-
 /// A turn in its place.
-struct Placed {
+pub(super) struct Placed {
+    /// Its answer is not here.
     turn: Kept,
+    answer: Option<Answer>,
     /// The one with the same message that was packed before it.
     older: Number,
     /// It was taken out.
     is_gone: bool,
+}
+
+/// Where an answer is: the fields of its head, and behind them its body.
+#[derive(Clone, Copy)]
+struct Answer {
+    at: u64,
+    fields: u32,
+    body: u32,
+}
+
+impl Answer {
+    fn bytes(self) -> u64 {
+        u64::from(self.fields) + u64::from(self.body)
+    }
+}
+
+impl Placed {
+    pub(super) fn message(&self) -> &Index {
+        &self.turn.message
+    }
+
+    pub(super) fn began(&self) -> Instant {
+        self.turn.began
+    }
+
+    /// Nobody has got all of its answer.
+    pub(super) fn is_abandoned(&self) -> bool {
+        !self.turn.log.is_delivered
+    }
+
+    /// What it is found by beside its message.
+    fn others(&self) -> impl Iterator<Item = Index> + '_ {
+        let rare = self.turn.rare.as_deref();
+        rare.into_iter().flat_map(|rare| [rare.otid, rare.idempotency, rare.newest, rare.by_run]).flatten()
+    }
+
+    fn has(&self, index: &Index) -> bool {
+        self.turn.message == *index || self.others().any(|other| other == *index)
+    }
 }
 
 /// One that is not known any more.
@@ -101,8 +125,7 @@ pub(super) struct Past {
     stripped: usize,
     /// Bytes of the answers that are there.
     answers: u64,
-    /// What the next answer is written to.
-    piece: BytesMut,
+    room: Room,
 }
 
 fn beginning(index: &Index) -> u64 {
@@ -129,12 +152,25 @@ impl Past {
         let number = self.first.wrapping_add(Number::try_from(self.turns.len()).unwrap_or(0));
         // one before the first is none
         let older = self.latest.insert(beginning(&turn.message), number).unwrap_or(self.first.wrapping_sub(1));
-        for other in turn.others() {
+        let answer = self.put(&mut turn.log);
+        self.answers += answer.map_or(0, Answer::bytes);
+        let placed = Placed { turn, answer, older, is_gone: false };
+        for other in placed.others() {
             self.latest.insert(beginning(&other), number);
         }
-        self.answers += turn.log.bytes();
-        turn.log.move_to(|bytes| copied(bytes, &mut self.piece));
-        self.turns.push_back(Placed { turn, older, is_gone: false });
+        self.turns.push_back(placed);
+    }
+
+    /// Takes the answer out of `log` to where the others are. None: there is none that can be given again.
+    fn put(&mut self, log: &mut KeptLog) -> Option<Answer> {
+        let body = log.body.take()?;
+        let fields = log.head.as_mut().map(|head| std::mem::take(&mut head.fields)).unwrap_or_default();
+        // what a log holds is shorter
+        let answer =
+            Answer { at: self.room.end, fields: fields.len().try_into().ok()?, body: body.len().try_into().ok()? };
+        self.room.write(&fields);
+        self.room.write(&body);
+        Some(answer)
     }
 
     fn placed(&self, number: Number) -> Option<&Placed> {
@@ -145,9 +181,25 @@ impl Past {
         self.turns.get_mut(usize::try_from(number.wrapping_sub(self.first)).ok()?)
     }
 
-    /// The turn of this number, if it is still here.
-    pub(super) fn get(&self, number: Number) -> Option<&Kept> {
-        self.placed(number).filter(|placed| !placed.is_gone).map(|placed| &placed.turn)
+    /// The turn of this number with its answer, if it is still here.
+    pub(super) fn get(&self, number: Number) -> Option<Kept> {
+        let Placed { turn, answer, .. } = self.placed(number).filter(|placed| !placed.is_gone)?;
+        let mut turn = turn.clone();
+        match answer {
+            Some(answer) => {
+                let mut bytes = Bytes::from(self.room.read(answer.at, answer.bytes()));
+                turn.log.body = Some(bytes.split_off(usize::try_from(answer.fields).ok()?));
+                if let Some(head) = &mut turn.log.head {
+                    head.fields = bytes;
+                }
+            }
+            None => turn.log.head = None,
+        }
+        Some(turn)
+    }
+
+    pub(super) fn message(&self, number: Number) -> Option<Index> {
+        self.placed(number).map(|placed| *placed.message())
     }
 
     /// All numbers there are, the oldest first.
@@ -157,13 +209,14 @@ impl Past {
     }
 
     /// The latest turn with this index.
-    pub(super) fn find(&self, index: &Index) -> Option<(Number, &Kept)> {
+    pub(super) fn find(&self, index: &Index) -> Option<(Number, &Placed)> {
         let number = *self.latest.get(&beginning(index))?;
-        self.get(number).filter(|turn| turn.has(index)).map(|turn| (number, turn))
+        let placed = self.placed(number).filter(|placed| !placed.is_gone && placed.has(index))?;
+        Some((number, placed))
     }
 
     /// The turns with this message, the latest first.
-    pub(super) fn alike(&self, message: &Index) -> impl Iterator<Item = (Number, &Kept)> {
+    pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = (Number, &'a Placed)> {
         let mut next = self.latest.get(&beginning(message)).copied();
         std::iter::from_fn(move || {
             let number = next?;
@@ -171,23 +224,22 @@ impl Past {
             next = Some(placed.older);
             Some((number, placed))
         })
-        .filter(|(_, placed)| !placed.is_gone && placed.turn.message == *message)
-        .map(|(number, placed)| (number, &placed.turn))
+        .filter(move |(_, placed)| !placed.is_gone && placed.message() == message)
     }
 
     /// Takes the turn out.
     pub(super) fn take(&mut self, number: Number) -> Option<Kept> {
-        let placed = self.placed_mut(number).filter(|placed| !placed.is_gone)?;
+        let taken = self.get(number)?;
+        let placed = self.placed_mut(number)?;
         placed.is_gone = true;
-        let taken = placed.turn.clone();
-        placed.turn.log.strip();
-        self.answers -= taken.log.bytes();
+        let answer = placed.answer.take();
+        self.answers -= answer.map_or(0, Answer::bytes);
         Some(taken)
     }
 
     /// The latest stream of a conversation is not the newest turn there any more, if it began before.
     pub(super) fn supersede(&mut self, newest: &Index, began: Instant) {
-        let Some((number, _)) = self.find(newest).filter(|(_, turn)| turn.began <= began) else { return };
+        let Some((number, _)) = self.find(newest).filter(|(_, placed)| placed.began() <= began) else { return };
         self.latest.remove(&beginning(newest));
         if let Some(rare) = self.placed_mut(number).and_then(|placed| placed.turn.rare.as_mut()) {
             rare.newest = None;
@@ -196,12 +248,11 @@ impl Past {
 
     /// The oldest turn that has its answer gives it up. False: none has one.
     pub(super) fn give_up_an_answer(&mut self) -> bool {
-        while let Some(Placed { turn, .. }) = self.turns.get_mut(self.stripped) {
+        while let Some(placed) = self.turns.get_mut(self.stripped) {
             self.stripped += 1;
-            let bytes = turn.log.bytes();
-            if bytes > 0 {
-                turn.log.strip();
-                self.answers -= bytes;
+            if let Some(answer) = placed.answer.take_if(|answer| answer.bytes() > 0) {
+                self.answers -= answer.bytes();
+                self.room.is_free_before(answer.at);
                 return true;
             }
         }
@@ -210,8 +261,8 @@ impl Past {
 
     /// The oldest turn is not known any more.
     pub(super) fn forget_oldest(&mut self) -> Option<Forgotten> {
-        let Placed { turn, is_gone, .. } = self.turns.pop_front()?;
-        for index in std::iter::once(turn.message).chain(turn.others()) {
+        let placed = self.turns.pop_front()?;
+        for index in std::iter::once(*placed.message()).chain(placed.others()) {
             let beginning = beginning(&index);
             if self.latest.get(&beginning) == Some(&self.first) {
                 self.latest.remove(&beginning);
@@ -219,8 +270,14 @@ impl Past {
         }
         self.first = self.first.wrapping_add(1);
         self.stripped = self.stripped.saturating_sub(1);
-        self.answers -= turn.log.bytes();
-        Some(Forgotten { is_stream: turn.streams && !is_gone })
+        if let Some(answer) = placed.answer {
+            self.answers -= answer.bytes();
+            self.room.is_free_before(answer.at);
+        }
+        if self.turns.is_empty() {
+            self.room = Room::default();
+        }
+        Some(Forgotten { is_stream: placed.turn.streams && !placed.is_gone })
     }
 
     /// The oldest ended so long before `now`, or was taken out.
@@ -230,16 +287,54 @@ impl Past {
     }
 }
 
-/// `bytes` in the piece of memory that is written to now; long ones stay where they are.
-fn copied(bytes: Bytes, piece: &mut BytesMut) -> Bytes {
-    if bytes.len() > PIECE / 4 {
-        return bytes;
+/// Bytes one behind the other, written at the end and given back at the beginning.
+#[derive(Default)]
+struct Room {
+    /// All but the last are full.
+    pieces: VecDeque<Vec<u8>>,
+    /// Where the first of them begins.
+    start: u64,
+    end: u64,
+}
+
+impl Room {
+    fn write(&mut self, mut bytes: &[u8]) {
+        self.end += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let room = self.pieces.back().map_or(0, |piece| PIECE - piece.len());
+            if room == 0 {
+                self.pieces.push_back(Vec::with_capacity(PIECE));
+            }
+            let (now, then) = bytes.split_at(bytes.len().min(if room == 0 { PIECE } else { room }));
+            if let Some(piece) = self.pieces.back_mut() {
+                piece.extend_from_slice(now);
+            }
+            bytes = then;
+        }
     }
-    if piece.capacity() < bytes.len() {
-        *piece = BytesMut::with_capacity(PIECE);
+
+    fn read(&self, at: u64, length: u64) -> Vec<u8> {
+        let length = usize::try_from(length).unwrap_or(0);
+        let from = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let mut read = Vec::with_capacity(length);
+        let mut skip = from % PIECE;
+        for piece in self.pieces.iter().skip(from / PIECE) {
+            let part = piece.get(skip..).unwrap_or_default();
+            read.extend_from_slice(part.get(..length - read.len()).unwrap_or(part));
+            if read.len() == length {
+                break;
+            }
+            skip = 0;
+        }
+        read
     }
-    piece.extend_from_slice(&bytes);
-    piece.split().freeze()
+
+    /// Nothing that is written before `at` is read again.
+    fn is_free_before(&mut self, at: u64) {
+        while self.start + PIECE as u64 <= at && self.pieces.pop_front().is_some() {
+            self.start += PIECE as u64;
+        }
+    }
 }
 
 #[cfg(test)]
@@ -271,8 +366,9 @@ mod tests {
         Kept { streams: true, rare: Some(Box::new(rare)), ..kept(message, b"data: {}\n\n") }
     }
 
-    fn bodies(past: &Past, message: u8) -> Vec<u64> {
-        past.alike(&[message; 32]).map(|(_, turn)| turn.log.bytes()).collect()
+    fn bodies(past: &Past, message: u8) -> Vec<usize> {
+        let body = |number| past.get(number).unwrap().log.body.unwrap_or_default().len();
+        past.alike(&[message; 32]).map(|(number, _)| body(number)).collect()
     }
 
     #[test]
@@ -283,7 +379,7 @@ mod tests {
         }
         assert_eq!((bodies(&past, 1), bodies(&past, 2), bodies(&past, 4)), (vec![5, 3, 1], vec![2], vec![]));
         let (middle, _) = past.alike(&[1; 32]).nth(1).unwrap();
-        assert_eq!(past.take(middle).unwrap().log.bytes(), 3);
+        assert_eq!(past.take(middle).unwrap().log.body.unwrap(), "333");
         assert!(past.take(middle).is_none() && past.get(middle).is_none(), "it is there once");
         assert_eq!((bodies(&past, 1), past.answers()), (vec![5, 1], 12));
         past.forget_oldest();
@@ -297,10 +393,10 @@ mod tests {
             past.push(kept(round % 3, &[round; 100]));
             past.push(stream(50 + round, 7));
         }
-        assert_eq!(past.find(&[7; 32]).unwrap().1.message, [59; 32]);
+        assert_eq!(past.find(&[7; 32]).unwrap().1.message(), &[59; 32]);
         past.supersede(&[7; 32], Instant::now());
         assert!(past.find(&[7; 32]).is_none());
-        assert_eq!(past.find(&[159; 32]).unwrap().1.message, [59; 32], "by its run it is found still");
+        assert_eq!(past.find(&[159; 32]).unwrap().1.message(), &[59; 32], "by its run it is found still");
         let (number, _) = past.find(&[158; 32]).unwrap();
         past.take(number).unwrap();
         let mut streams = 0;
@@ -308,7 +404,7 @@ mod tests {
             streams += usize::from(is_stream);
         }
         assert_eq!(streams, 9, "one was taken out");
-        assert_eq!((past.latest.len(), past.bytes(), past.stripped), (0, 0, 0));
+        assert_eq!((past.latest.len(), past.bytes(), past.stripped, past.room.pieces.len()), (0, 0, 0, 0));
     }
 
     #[test]
@@ -326,13 +422,22 @@ mod tests {
     }
 
     #[test]
-    fn short_answers_share_pieces_of_memory_and_long_ones_have_their_own() {
-        let mut piece = BytesMut::new();
-        let long = Bytes::from(vec![0; PIECE / 4 + 1]);
-        assert_eq!(copied(long.clone(), &mut piece).as_ptr(), long.as_ptr());
-        assert_eq!(piece.capacity(), 0);
-        let shorts: Vec<Bytes> = (0..20).map(|of| copied(vec![of; 1000].into(), &mut piece)).collect();
-        assert!(shorts.windows(2).filter(|pair| pair[0].as_ptr().wrapping_add(1000) == pair[1].as_ptr()).count() >= 18);
-        assert!(shorts.iter().zip(0..).all(|(short, of)| short == &vec![of; 1000]));
+    fn answers_of_any_length_are_read_as_they_were_written_until_they_are_given_up() {
+        let mut past = Past::default();
+        let body = |number: usize| -> Vec<u8> { (0..number * 777).map(|at| (at + number) as u8).collect() };
+        for number in 0..60 {
+            past.push(kept(1, &body(number)));
+        }
+        let read = |past: &Past, number| past.get(number).unwrap().log.body.map(Vec::from);
+        assert!((0..60).all(|number| read(&past, number) == Some(body(number as usize))));
+        let before = past.room.pieces.len();
+        for given_up in 1..60 {
+            assert!(past.give_up_an_answer());
+            assert_eq!(read(&past, given_up), None);
+            assert!((given_up + 1..60).all(|number| read(&past, number) == Some(body(number as usize))), "{given_up}");
+        }
+        assert!(!past.give_up_an_answer());
+        assert!(past.room.pieces.len() < before / 10, "what is given up is given back");
+        assert_eq!(past.room.pieces.iter().map(Vec::capacity).max(), Some(PIECE));
     }
 }

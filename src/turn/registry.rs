@@ -138,7 +138,7 @@ impl Inner {
         let live = self.by.get(message).into_iter().flatten().rev();
         let live = live.map(|turn| (turn.log.is_abandoned(), turn.began, Known::Live(Arc::clone(turn))));
         let past = self.past.alike(message);
-        let past = past.map(|(number, turn)| (turn.is_abandoned(), turn.began, Known::Past(number)));
+        let past = past.map(|(number, turn)| (turn.is_abandoned(), turn.began(), Known::Past(number)));
         let alike = live.chain(past).take(MOST_ALIKE);
         alike.max_by_key(|(is_abandoned, began, _)| (*is_abandoned, *began)).map(|(_, _, known)| known)
     }
@@ -146,7 +146,7 @@ impl Inner {
     fn message(&self, known: &Known) -> Option<Index> {
         match known {
             Known::Live(turn) => Some(turn.marks.message),
-            Known::Past(number) => self.past.get(*number).map(|turn| turn.message),
+            Known::Past(number) => self.past.message(*number),
         }
     }
 
@@ -265,7 +265,7 @@ impl Registry {
 
     /// What was kept of a turn that is over.
     pub(super) fn kept(&self, number: past::Number) -> Option<Kept> {
-        self.lock().past.get(number).cloned()
+        self.lock().past.get(number)
     }
 
     /// The newest turn with this index.
