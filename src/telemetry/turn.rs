@@ -91,8 +91,11 @@ impl TurnFacts {
         *self.lock()
     }
 
-    pub fn set(&self, change: impl FnOnce(&mut Facts)) {
-        change(&mut self.lock());
+    /// The facts with `change`.
+    pub fn set(&self, change: impl FnOnce(&mut Facts)) -> Facts {
+        let mut facts = self.lock();
+        change(&mut facts);
+        *facts
     }
 
     /// The replica that has the message, or was the last to be tried.

@@ -180,9 +180,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Charges the turn if it is known what it cost.
     fn charge(&mut self) {
+        let Some(bill) = self.bill.take() else { return };
         let usage = self.turn.facts.now().usage;
-        if let Some(bill) = self.bill.take_if(|bill| usage.is_some() || !bill.wants_usage()) {
-            bill.charge(usage.as_ref());
+        match usage.is_some() || !bill.wants_usage() {
+            true => bill.charge(usage.as_ref()),
+            false => self.bill = Some(bill),
         }
     }
 
@@ -283,15 +285,14 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     async fn enter_lane(&mut self) -> Result<Option<lane::Held>, Error> {
         let Some(bounds) = self.desk.settings.lane else { return Ok(None) };
-        let entered = Instant::now();
         let Desk { lanes, fleet, .. } = &*self.desk;
-        let lane = match lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
-            Some(lane) => Ok(lane),
-            None => {
-                self.message.pack();
-                Box::pin(self.wait_for_lane(bounds)).await
-            }
-        };
+        if let Some(lane) = lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
+            self.desk.metrics.turns.queue.observe(0.0);
+            return Ok(Some(lane));
+        }
+        self.message.pack();
+        let entered = Instant::now();
+        let lane = Box::pin(self.wait_for_lane(bounds)).await;
         // a lane that was free took no time that is worth telling
         let queued = match self.turn.log.phase() {
             Phase::Waiting { ahead: 0 } => Duration::ZERO,
@@ -332,7 +333,6 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         loop {
             turn.log.set_phase(Phase::Sent);
             let dispatch = self.message.dispatch();
-            let sent = Instant::now();
             let below = Arc::clone(&self.below);
             let left = self.when_left();
             // a block: what is over with it takes no room beside the answer
@@ -353,6 +353,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 }
             };
             self.message.forget();
+            let sent = self.record.sent.unwrap_or(turn.began);
             let relay = Relay { turn: &turn, desk: &desk, sent };
             let relayed = match relay.whole(response, self.record.exchange()) {
                 ControlFlow::Break(outcome) => Relayed::Whole(outcome),
@@ -501,13 +502,14 @@ impl Unfinished {
     fn over(mut self, outcome: Outcome, ended: Ended) {
         let Some(turn) = self.turn.take() else { return };
         let Desk { metrics, registry, settings, .. } = &*self.desk;
-        turn.facts.set(|facts| facts.outcome = Some(outcome));
+        let facts = turn.facts.set(|facts| facts.outcome = Some(outcome));
         metrics.turns.ended(outcome.as_str());
-        let facts = turn.facts.now();
         if let Some(usage) = &facts.usage {
             metrics.turns.used(usage);
         }
-        metrics.turns.duration.observe(turn.began.elapsed().saturating_sub(facts.queued).as_secs_f64());
+        let now = Instant::now();
+        let took = now.saturating_duration_since(turn.began).saturating_sub(facts.queued);
+        metrics.turns.duration.observe(took.as_secs_f64());
         // Letta has refused it: it was not executed, and what repeats it is Letta's to answer
         let may_come_again =
             outcome == Outcome::Refused && turn.log.status().is_some_and(|status| status.is_client_error());
@@ -516,7 +518,7 @@ impl Unfinished {
             turn.log.end(ended);
         } else {
             turn.log.end(ended);
-            registry.over(&turn, Instant::now(), settings, &metrics.turns);
+            registry.over(&turn, now, settings, &metrics.turns);
         }
     }
 

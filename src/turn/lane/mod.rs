@@ -44,7 +44,7 @@ impl Lanes {
     pub(super) fn enter_free(&self, turn: &Turn, settings: LaneSettings, fleet: Option<&Arc<Fleet>>) -> Option<Held> {
         let None = fleet else { return None };
         let local = self.local.enter_free(&turn.target)?;
-        Some(Held { lease: None, _local: local, deadline: Instant::now() + settings.max_wait })
+        Some(Held { lease: None, _local: local, deadline: turn.began + settings.max_wait })
     }
 
     /// Waits for the lane of `turn`, among all gateways if there is a `fleet`.
