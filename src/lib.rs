@@ -4,6 +4,7 @@
 //! above it (`tests/layout.rs` holds this), so no cycle can exist and the list reads as the life of a request.
 
 // The floor: used by all, uses nothing of ours but what stands above it.
+pub mod boxed; //     values made in the box they are to live in
 pub mod error; //     why the gateway answers in Letta's place: status, reason and side of each answer of its own
 pub mod crowd; //     what comes together goes on together
 pub mod socket; //    written to in one piece where the pieces are short

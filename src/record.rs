@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use crate::body::{Body, Request, RequestBody, Response};
+use crate::boxed;
 use crate::crowd::gather;
 use crate::error::{Error, Refusal, whole_seconds};
 use crate::listen::{Late, Peer};
@@ -67,10 +68,10 @@ impl<Next: Handle<Received>> Recorder<Next> {
     pub fn begin(&self, request: http::Request<Incoming>, peer: Peer) -> Begun {
         let id = self.ids.of(&request);
         let method = request.method().clone();
-        let mut record = Record::new(Arc::clone(&self.sink), id, peer.address.ip(), method, request.version());
+        let (sink, version) = (Arc::clone(&self.sink), request.version());
+        let mut record = boxed::make(|| Record::new(sink, id, peer.address.ip(), method, version));
         record.is_tls = peer.tls;
-        let received = Received { request: Box::new(request.map(RequestBody::incoming)) };
-        Begun { record: Box::new(record), received }
+        Begun { record, received: Received { request: boxed::make(|| request.map(RequestBody::incoming)) } }
     }
 
     /// Answers a request, whatever happens.

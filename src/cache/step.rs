@@ -14,6 +14,7 @@ use super::{Scope, Settings};
 use crate::auth::Parts;
 use crate::body::request::Read;
 use crate::body::{Body, Request, RequestBody, Response};
+use crate::boxed;
 use crate::error::Error;
 use crate::hop::end_hop;
 use crate::letta::agents::Agents;
@@ -208,7 +209,7 @@ impl<Next: Handle<Forward>> Step<Confined, Next> for Cache {
         };
         let asker = (&*asker.id, asker.letta_user.as_ref().map(|user| &*user.id));
         // boxed: most requests are not looked for, and theirs must not be the larger future
-        let then = match Box::pin(self.look(request, agent, asker)).await? {
+        let then = match boxed::pin(|| self.look(request, agent, asker)).await? {
             Looked::Hit { response, request_bytes } => {
                 record.request_bytes = request_bytes;
                 self.tell(CacheResult::Hit, record);

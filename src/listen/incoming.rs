@@ -15,6 +15,7 @@ use super::progress::Progress;
 use super::streams::Streams;
 use super::{Late, Peer, Service};
 use crate::body::{Body, Response};
+use crate::boxed;
 
 /// The service of one connection, as hyper calls it.
 ///
@@ -63,7 +64,7 @@ fn call<S: Service>(
         return shed();
     };
     match service.poll_ready(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(Ok(())) => Either::Left(Box::pin(service.call((request, peer))).map(|Ok(response)| response)),
+        Poll::Ready(Ok(())) => Either::Left(boxed::pin(|| service.call((request, peer))).map(|Ok(response)| response)),
         Poll::Pending => shed(),
     }
 }

@@ -27,6 +27,7 @@ use crate::auth::Parts;
 use crate::auth::key::Key;
 use crate::body::room::Held;
 use crate::body::{Body, Permit, RequestBody, Response};
+use crate::boxed;
 use crate::error::Error;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
@@ -338,7 +339,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             // a block: what is over with it takes no room beside the answer
             let response = {
                 // boxed: it is over when the answer begins, and a stream goes on for long
-                let answer = beside(left, Box::pin(below.handle(dispatch, &mut self.record)).as_mut()).await;
+                let answer = beside(left, boxed::pin(|| below.handle(dispatch, &mut self.record)).as_mut()).await;
                 turn.facts.exchanged(self.record.exchange());
                 match answer {
                     Ok(response) if response.status() == StatusCode::CONFLICT => {

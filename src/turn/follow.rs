@@ -69,12 +69,8 @@ pub(super) struct Driven {
 }
 
 impl Driven {
-    pub(super) fn new(
-        engine: impl Future<Output = ()> + Send + 'static,
-        turn: &Arc<Turn>,
-        tasks: &TaskTracker,
-    ) -> Self {
-        Self { engine: Some(Box::pin(engine)), turn: Arc::clone(turn), tasks: tasks.clone() }
+    pub(super) fn new(engine: Pin<Box<dyn Future<Output = ()> + Send>>, turn: &Arc<Turn>, tasks: &TaskTracker) -> Self {
+        Self { engine: Some(engine), turn: Arc::clone(turn), tasks: tasks.clone() }
     }
 
     /// The head of the answer; once it is there the engine goes on by itself.

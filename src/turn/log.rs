@@ -11,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 
+use crate::boxed;
 use crate::error::Error;
 use crate::packed::{pack, unpack};
 use crate::telemetry::record::Exchange;
@@ -359,7 +360,7 @@ impl Log {
     pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
         state.head = Some(KeptHead::of(&head));
-        state.fresh = (!state.is_left()).then(|| Box::new(head));
+        state.fresh = (!state.is_left()).then(|| boxed::make(|| head));
         state.told_at = length;
         state.wake_readers();
     }
@@ -385,7 +386,7 @@ impl Log {
         };
         let mut state = self.lock();
         state.head = Some(kept);
-        state.fresh = (!state.is_left()).then(|| Box::new(head));
+        state.fresh = (!state.is_left()).then(|| boxed::make(|| head));
         state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;

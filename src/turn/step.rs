@@ -24,6 +24,7 @@ use crate::auth::Parts;
 use crate::body::request::Read;
 use crate::body::room::{Held, Room};
 use crate::body::{Body, RequestBody, Response};
+use crate::boxed;
 use crate::cache::Forward;
 use crate::cutoff::Cutoff;
 use crate::error::Error;
@@ -208,25 +209,23 @@ impl Turns {
             return Ok(Sent::Known(known));
         }
         let body = if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) };
-        let message = Message::new(parts, body, held);
         record.turn = Some((Part::Started, SharedFacts::of(&turn)));
-        let mut engines = record.apart();
-        engines.turn.clone_from(&record.turn);
-        let engine = Box::new(Engine {
+        let mut engine = boxed::make(|| Engine {
             desk: Arc::clone(desk),
             turn: Arc::clone(&turn),
             below: Arc::clone(below),
-            message,
+            message: Message::new(parts, body, held),
             bill: seat.as_mut().and_then(|seat| seat.bill()),
             seat,
             permit: None,
-            record: engines,
+            record: record.apart(),
         });
+        engine.record.turn.clone_from(&record.turn);
         if sending.streams {
             desk.tasks.spawn(engine.run());
             return Ok(Sent::Stream(follower));
         }
-        Ok(Sent::Begun(Driven::new(engine.run(), &turn, &desk.tasks), follower))
+        Ok(Sent::Begun(Driven::new(boxed::pin(|| engine.run()), &turn, &desk.tasks), follower))
     }
 
     /// Answers a send whose turn is known.
@@ -422,7 +421,7 @@ impl<B: Handle<Dispatch> + 'static> Step<Forward, Arc<B>> for Turns {
         let (parts, seat) = forward.into_parts();
         match parts.route.sends {
             // boxed: what is no message must not be the larger future
-            Some(sends) => Box::pin(self.send(sends, parts, seat, record, below)).await,
+            Some(sends) => boxed::pin(|| self.send(sends, parts, seat, record, below)).await,
             None if resume::is_resume(parts.route) => Box::pin(self.resume(parts, record, below)).await,
             None => below.handle(Dispatch { parts }, record).await,
         }
