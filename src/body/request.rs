@@ -5,7 +5,7 @@
 //! them, and RFC 9110 §6.5.1 lets an intermediary drop them).
 
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,12 +15,24 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::time::{Sleep, timeout};
 
 use crate::error::Error;
 
 /// How long a client may send nothing of a body that is waited for.
 const STALL: Duration = Duration::from_secs(60);
+
+/// What `reading` reads within `patience`. No timer is set for what is there already, as most bodies are with their
+/// heads.
+pub async fn within<T>(
+    patience: Duration,
+    mut reading: Pin<&mut impl Future<Output = Result<T, Error>>>,
+) -> Result<T, Error> {
+    if let Poll::Ready(read) = poll_fn(|cx| Poll::Ready(reading.as_mut().poll(cx))).await {
+        return read;
+    }
+    timeout(patience, reading).await.map_err(|_| Error::BodyTimeout)?
+}
 
 /// The body of a request on its way to a replica.
 #[derive(Default)]

@@ -2,15 +2,16 @@
 //! of one key, for all of them together, and in time.
 
 use std::collections::HashMap;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
 
 use super::RequestBody;
+use super::request::within;
 use crate::error::Error;
 
 /// Bytes of one body at most.
@@ -42,7 +43,7 @@ impl Room {
 
     /// The whole of `body`, which is of `key`, if of any. What comes with it counts its bytes until it is dropped.
     pub async fn read(&self, key: Option<&Arc<str>>, body: RequestBody) -> Result<(Bytes, Held), Error> {
-        timeout(self.patience, self.read_on(key, body)).await.map_err(|_| Error::BodyTimeout)?
+        within(self.patience, pin!(self.read_on(key, body))).await
     }
 
     async fn read_on(&self, key: Option<&Arc<str>>, mut body: RequestBody) -> Result<(Bytes, Held), Error> {

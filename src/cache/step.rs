@@ -1,5 +1,6 @@
 //! The cache step: looks for a kept answer, lets Letta answer otherwise.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -12,7 +13,7 @@ use super::status::{Forwarded, tell_hit};
 use super::tee::{Keeping, is_json};
 use super::{Scope, Settings};
 use crate::auth::Parts;
-use crate::body::request::Read;
+use crate::body::request::{Read, within};
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::boxed;
 use crate::error::Error;
@@ -139,7 +140,7 @@ impl Cache {
             return forward(Forwarded::NotJson, None);
         }
         let reading = std::mem::take(request.body_mut()).read(LONGEST_MESSAGE);
-        let read = tokio::time::timeout(self.inner.patience, reading).await.map_err(|_| Error::BodyTimeout)??;
+        let read = within(self.inner.patience, pin!(reading)).await?;
         let bytes = match read {
             Read::Whole(bytes) => bytes,
             Read::Longer(body) => {

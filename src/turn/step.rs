@@ -1,5 +1,6 @@
 //! The turn step: takes a send's body, finds the turn that it is or starts one, and makes its client a follower.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,7 +22,7 @@ use super::resume::{self, Asked};
 use super::shared::{Beginning, Turn};
 use super::{Dispatch, Index, Settings};
 use crate::auth::Parts;
-use crate::body::request::Read;
+use crate::body::request::{Read, within};
 use crate::body::room::{Held, Room};
 use crate::body::{Body, RequestBody, Response};
 use crate::boxed;
@@ -91,8 +92,7 @@ impl Desk {
     }
 
     async fn read(&self, parts: &mut Parts, most: usize) -> Result<Read, Error> {
-        let reading = std::mem::take(parts.request.body_mut()).read(most);
-        timeout(self.patience, reading).await.map_err(|_| Error::BodyTimeout)?
+        within(self.patience, pin!(std::mem::take(parts.request.body_mut()).read(most))).await
     }
 }
 
