@@ -4,6 +4,7 @@
 //! then on only what its readers have not read is kept, and the replica is read no faster than the slowest of them.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -33,11 +34,10 @@ pub(super) struct Head {
 }
 
 /// A head as it is kept.
-#[derive(Clone)]
-pub(super) struct KeptHead {
+struct KeptHead {
     status: StatusCode,
     /// Packed.
-    pub fields: Bytes,
+    fields: Bytes,
     exchange: Exchange,
 }
 
@@ -93,16 +93,6 @@ impl Pieces {
     fn iter(&self) -> impl Iterator<Item = &Bytes> {
         self.front.iter().chain(&self.rest)
     }
-
-    /// All of them as one.
-    fn joined(&self, bytes: u64) -> Bytes {
-        if self.rest.is_empty() {
-            return self.front.clone().unwrap_or_default();
-        }
-        let mut joined = Vec::with_capacity(usize::try_from(bytes).unwrap_or(0));
-        self.iter().for_each(|piece| joined.extend_from_slice(piece));
-        joined.into()
-    }
 }
 
 /// How the answer ended.
@@ -124,16 +114,23 @@ impl Ended {
     }
 }
 
-/// The log of a turn that is over and that nobody reads.
+/// What is kept of the log of a turn that is over.
 #[derive(Clone)]
 pub(super) struct KeptLog {
-    pub head: Option<KeptHead>,
     /// None: it is not all there, and cannot be given again.
-    pub body: Option<Bytes>,
+    pub answer: Option<KeptAnswer>,
     /// None: the answer is whole.
-    ended: Option<Arc<Ended>>,
+    pub ended: Option<Arc<Ended>>,
     /// Somebody has read it to its end.
     pub is_delivered: bool,
+}
+
+/// All that was said.
+#[derive(Clone)]
+pub(super) struct KeptAnswer {
+    /// The head's status and its fields, packed.
+    pub head: Option<(StatusCode, Bytes)>,
+    pub body: SmallVec<[Bytes; 1]>,
 }
 
 /// How far the turn is.
@@ -150,6 +147,8 @@ pub(super) enum Phase {
 
 pub(super) struct Log {
     state: Mutex<State>,
+    /// Set when it was delivered: it is a copy of one that was kept.
+    delivered: Option<Arc<AtomicBool>>,
     /// Bytes that are kept whole at most.
     max: u64,
 }
@@ -291,23 +290,27 @@ impl Log {
             engine: None,
             teller: None,
         };
-        Self { state: Mutex::new(state), max: max as u64 }
+        Self { state: Mutex::new(state), delivered: None, max: max as u64 }
     }
 
-    /// A log that was kept, to be read again.
-    pub(super) fn again(kept: &KeptLog, max: usize) -> Self {
-        let log = Self::new(max);
+    /// A log that was kept, to be read again. `delivered` is set once somebody has read it to its end.
+    pub(super) fn again(kept: KeptLog, max: usize, exchange: &Exchange, delivered: Arc<AtomicBool>) -> Self {
+        let mut log = Self::new(max);
+        log.delivered = Some(delivered);
         let mut state = log.lock();
         state.phase = Phase::Over;
-        state.head.clone_from(&kept.head);
-        state.is_whole = kept.body.is_some();
+        state.is_whole = kept.answer.is_some();
         // who comes too late must not find a beginning
-        state.first = usize::from(kept.body.is_none());
-        if let Some(body) = kept.body.as_ref().filter(|body| !body.is_empty()) {
-            state.bytes = body.len() as u64;
-            state.pieces.push(body.clone());
+        state.first = usize::from(kept.answer.is_none());
+        if let Some(KeptAnswer { head, body }) = kept.answer {
+            state.head = head.map(|(status, fields)| KeptHead { status, fields, exchange: exchange.clone() });
+            for piece in body {
+                state.bytes += piece.len() as u64;
+                state.pieces.push(piece);
+            }
         }
-        state.told_at = Some(state.bytes);
+        // one that broke off has not said all
+        state.told_at = kept.ended.is_none().then_some(state.bytes);
         state.ended = Some(kept.ended.as_ref().map_or(Ended::Whole, |ended| ended.again()));
         state.is_delivered = kept.is_delivered;
         drop(state);
@@ -321,9 +324,9 @@ impl Log {
             Ended::Whole => None,
             ended => Some(Arc::new(ended.again())),
         };
-        let body = state.is_whole.then(|| state.pieces.joined(state.bytes));
-        let head = state.head.clone().filter(|_| state.is_whole);
-        Some(KeptLog { head, body, ended, is_delivered: state.is_delivered })
+        let head = || state.head.as_ref().map(|head| (head.status, head.fields.clone()));
+        let answer = state.is_whole.then(|| KeptAnswer { head: head(), body: state.pieces.iter().cloned().collect() });
+        Some(KeptLog { answer, ended, is_delivered: state.is_delivered })
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -343,15 +346,11 @@ impl Log {
         usize::try_from(self.max).unwrap_or(usize::MAX)
     }
 
-    /// The exchange that the head came of.
-    pub(super) fn exchange(&self) -> Exchange {
-        self.lock().head.as_ref().map(|head| head.exchange.clone()).unwrap_or_default()
-    }
-
     /// Bytes that are held.
     pub(super) fn held(&self) -> u64 {
         let state = self.lock();
-        if state.is_whole { state.bytes } else { 0 }
+        let fields = state.head.as_ref().map_or(0, |head| head.fields.len() as u64);
+        if state.is_whole { fields + state.bytes } else { 0 }
     }
 
     // --- the engine's side ---
@@ -523,6 +522,7 @@ impl Log {
         let is_over = state.ended.is_some();
         if left.is_some_and(|reader| state.is_told(&reader) || is_over && reader.read == state.bytes) {
             state.is_delivered = true;
+            self.delivered.iter().for_each(|delivered| delivered.store(true, Ordering::Relaxed));
         }
         state.trim();
         state.let_head_go();

@@ -1,32 +1,35 @@
-//! Turns that are over, packed: what a repeat of theirs is told, in a third of what a turn at work takes.
+//! Turns that are over, packed, in the order in which that was done: what a repeat of theirs is told.
 //!
-//! They lie in the order in which they ended, and so do their answers, in pieces of memory that are given back whole.
-//! Tens of thousands of turns later a single one of them is in no cache any more: letting go of its parts one by one
-//! would then cost as much as all else that a gateway does for a turn.
+//! Their answers lie one behind the other, in pieces of memory that are given back whole. Tens of thousands of turns
+//! later a single one of them is in no cache any more: letting go of its parts one by one would then cost as much as all
+//! else that a gateway does for a turn.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use http::StatusCode;
+use smallvec::smallvec;
 use tokio::time::Instant;
 
 use super::Index;
-use super::log::KeptLog;
+use super::log::{KeptAnswer, KeptLog};
+use super::shared::Turn;
 use crate::letta::routes::Sends;
 use crate::store::TurnId;
+use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::{Facts, Part};
 
-/// Bytes that a turn takes beside its answer.
-pub(super) const SIZE: u64 = (size_of::<Placed>() + size_of::<(u64, Number)>() * 2) as u64;
 /// Bytes of one piece of memory for answers.
 const PIECE: usize = 16 * 1024;
 
 /// Counts turns in the order in which they were packed, from 0 again after the last.
 pub(super) type Number = u32;
 
-/// A turn that is over.
+/// What is kept of a turn that is over.
 #[derive(Clone)]
 pub(super) struct Kept {
     pub message: Index,
@@ -36,19 +39,21 @@ pub(super) struct Kept {
     pub began: Instant,
     pub over: Instant,
     pub facts: Facts,
+    pub exchange: Exchange,
     pub log: KeptLog,
-    /// Boxed: most turns have nothing of it.
-    pub rare: Option<Box<Rare>>,
+    /// Boxed: a message that names neither itself nor its run, on a gateway of its own, has nothing of it.
+    pub more: Option<Box<More>>,
 }
 
-/// What few turns have.
+/// What not every turn has.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct Rare {
+pub(super) struct More {
     pub id: TurnId,
     pub otid: Option<Index>,
     pub idempotency: Option<Index>,
-    /// What the newest turn of its target is found by, if this may be it.
+    /// What the newest turn of its target is found by, and whether this may be it.
     pub newest: Option<Index>,
+    pub is_newest: bool,
     /// What its run is found by, and its run.
     pub by_run: Option<Index>,
     pub run: Option<Box<str>>,
@@ -59,18 +64,26 @@ pub(super) struct Rare {
 
 /// A turn in its place.
 pub(super) struct Placed {
-    /// Its answer is not here.
+    /// All of it but its answer, which is on the tape.
     turn: Kept,
     answer: Option<Answer>,
     /// The one with the same message that was packed before it.
     older: Number,
-    /// It was taken out.
-    is_gone: bool,
+    /// Boxed: few are repeated.
+    again: Option<Box<Again>>,
+}
+
+/// A turn that was given again.
+struct Again {
+    /// As long as somebody follows it.
+    turn: Weak<Turn>,
+    delivered: Arc<AtomicBool>,
 }
 
 /// Where an answer is: the fields of its head, and behind them its body.
 #[derive(Clone, Copy)]
 struct Answer {
+    status: Option<StatusCode>,
     at: u64,
     fields: u32,
     body: u32,
@@ -93,24 +106,31 @@ impl Placed {
 
     /// Nobody has got all of its answer.
     pub(super) fn is_abandoned(&self) -> bool {
-        !self.turn.log.is_delivered
+        let again = self.again.as_ref();
+        !self.turn.log.is_delivered && !again.is_some_and(|again| again.delivered.load(Ordering::Relaxed))
     }
 
     /// What it is found by beside its message.
     fn others(&self) -> impl Iterator<Item = Index> + '_ {
-        let rare = self.turn.rare.as_deref();
-        rare.into_iter().flat_map(|rare| [rare.otid, rare.idempotency, rare.newest, rare.by_run]).flatten()
+        let more = self.turn.more.as_deref();
+        let newest = more.filter(|more| more.is_newest).and_then(|more| more.newest);
+        let named = more.into_iter().flat_map(|more| [more.otid, more.idempotency, more.by_run]);
+        named.chain([newest]).flatten()
     }
 
     fn has(&self, index: &Index) -> bool {
         self.turn.message == *index || self.others().any(|other| other == *index)
     }
-}
 
-/// One that is not known any more.
-pub(super) struct Forgotten {
-    /// It was a stream, and had not been taken out before.
-    pub is_stream: bool,
+    /// Bytes that it takes beside its answer.
+    fn bytes(&self) -> u64 {
+        let more = self.turn.more.as_ref();
+        let run = more.and_then(|more| more.run.as_ref()).map_or(0, |run| run.len());
+        let indexes = if more.is_some() { 5 } else { 1 };
+        // a map and a queue have room for as many again
+        let all = 2 * (size_of::<Self>() + indexes * size_of::<(u64, Number)>());
+        (all + more.map_or(0, |_| size_of::<More>() + run)) as u64
+    }
 }
 
 /// The turns that are over, the oldest first.
@@ -121,11 +141,15 @@ pub(super) struct Past {
     first: Number,
     /// The latest by the beginning of each index. That is random: two alike are as rare as two equal indexes.
     latest: HashMap<u64, Number, RandomState>,
-    /// So many, the oldest, have given up their answers.
+    /// So many, the oldest, have given up their answers or had none.
     stripped: usize,
-    /// Bytes of the answers that are there.
+    /// Bytes of the answers that can be given again.
     answers: u64,
-    room: Room,
+    /// Bytes of all else.
+    rest: u64,
+    /// So many are streams.
+    streams: usize,
+    tape: Tape,
 }
 
 fn beginning(index: &Index) -> u64 {
@@ -133,44 +157,62 @@ fn beginning(index: &Index) -> u64 {
 }
 
 impl Past {
-    /// So many of them can be given again.
-    pub(super) fn answered(&self) -> usize {
-        self.turns.len() - self.stripped
+    pub(super) fn len(&self) -> usize {
+        self.turns.len()
     }
 
-    /// Bytes of their answers.
+    pub(super) fn streams(&self) -> usize {
+        self.streams
+    }
+
+    /// Bytes of the answers that can be given again.
     pub(super) fn answers(&self) -> u64 {
         self.answers
     }
 
     /// Bytes of all of it.
     pub(super) fn bytes(&self) -> u64 {
-        self.answers + SIZE * self.turns.len() as u64
+        self.answers + self.rest
     }
 
     pub(super) fn push(&mut self, mut turn: Kept) {
         let number = self.first.wrapping_add(Number::try_from(self.turns.len()).unwrap_or(0));
+        if let Some(more) = turn.more.as_mut().filter(|more| more.is_newest) {
+            // one that ended before it may have begun after it
+            let newer =
+                more.newest.and_then(|newest| self.find(&newest)).filter(|(_, other)| other.began() > turn.began);
+            more.is_newest = newer.is_none();
+        }
         // one before the first is none
         let older = self.latest.insert(beginning(&turn.message), number).unwrap_or(self.first.wrapping_sub(1));
-        let answer = self.put(&mut turn.log);
-        self.answers += answer.map_or(0, Answer::bytes);
-        let placed = Placed { turn, answer, older, is_gone: false };
+        let answer = turn.log.answer.take().and_then(|answer| self.write(&answer));
+        let placed = Placed { turn, answer, older, again: None };
         for other in placed.others() {
             self.latest.insert(beginning(&other), number);
         }
+        self.answers += answer.map_or(0, Answer::bytes);
+        self.rest += placed.bytes();
+        self.streams += usize::from(placed.turn.streams);
         self.turns.push_back(placed);
     }
 
-    /// Takes the answer out of `log` to where the others are. None: there is none that can be given again.
-    fn put(&mut self, log: &mut KeptLog) -> Option<Answer> {
-        let body = log.body.take()?;
-        let fields = log.head.as_mut().map(|head| std::mem::take(&mut head.fields)).unwrap_or_default();
+    fn write(&mut self, answer: &KeptAnswer) -> Option<Answer> {
+        let KeptAnswer { head, body } = answer;
+        let (status, fields) = head.as_ref().map_or((None, &[][..]), |(status, fields)| (Some(*status), fields));
+        let bytes: usize = body.iter().map(Bytes::len).sum();
         // what a log holds is shorter
-        let answer =
-            Answer { at: self.room.end, fields: fields.len().try_into().ok()?, body: body.len().try_into().ok()? };
-        self.room.write(&fields);
-        self.room.write(&body);
+        let (fields_length, body_length) = (fields.len().try_into().ok()?, bytes.try_into().ok()?);
+        let answer = Answer { status, at: self.tape.end, fields: fields_length, body: body_length };
+        self.tape.write(fields);
+        body.iter().for_each(|piece| self.tape.write(piece));
         Some(answer)
+    }
+
+    fn read(&self, answer: Answer) -> Option<KeptAnswer> {
+        let mut fields = Bytes::from(self.tape.read(answer.at, answer.bytes()));
+        let body = fields.split_off(usize::try_from(answer.fields).ok()?);
+        let body = if body.is_empty() { smallvec![] } else { smallvec![body] };
+        Some(KeptAnswer { head: answer.status.map(|status| (status, fields)), body })
     }
 
     fn placed(&self, number: Number) -> Option<&Placed> {
@@ -181,25 +223,23 @@ impl Past {
         self.turns.get_mut(usize::try_from(number.wrapping_sub(self.first)).ok()?)
     }
 
-    /// The turn of this number with its answer, if it is still here.
-    pub(super) fn get(&self, number: Number) -> Option<Kept> {
-        let Placed { turn, answer, .. } = self.placed(number).filter(|placed| !placed.is_gone)?;
-        let mut turn = turn.clone();
-        match answer {
-            Some(answer) => {
-                let mut bytes = Bytes::from(self.room.read(answer.at, answer.bytes()));
-                turn.log.body = Some(bytes.split_off(usize::try_from(answer.fields).ok()?));
-                if let Some(head) = &mut turn.log.head {
-                    head.fields = bytes;
-                }
-            }
-            None => turn.log.head = None,
+    /// The turn of this number, to be followed. All who do at one time follow the same one.
+    pub(super) fn turn(&mut self, number: Number) -> Option<Arc<Turn>> {
+        let Placed { turn, answer, again, .. } = self.placed(number)?;
+        if let Some(turn) = again.as_ref().and_then(|again| again.turn.upgrade()) {
+            return Some(turn);
         }
+        let mut kept = turn.clone();
+        kept.log.answer = answer.and_then(|answer| self.read(answer));
+        let delivered = again.as_ref().map_or_else(Arc::default, |again| Arc::clone(&again.delivered));
+        let turn = Turn::again(kept, Arc::clone(&delivered));
+        let again = Again { turn: Arc::downgrade(&turn), delivered };
+        self.placed_mut(number)?.again = Some(Box::new(again));
         Some(turn)
     }
 
-    pub(super) fn message(&self, number: Number) -> Option<Index> {
-        self.placed(number).map(|placed| *placed.message())
+    pub(super) fn message(&self, number: Number) -> Option<&Index> {
+        self.placed(number).map(Placed::message)
     }
 
     /// All numbers there are, the oldest first.
@@ -211,8 +251,7 @@ impl Past {
     /// The latest turn with this index.
     pub(super) fn find(&self, index: &Index) -> Option<(Number, &Placed)> {
         let number = *self.latest.get(&beginning(index))?;
-        let placed = self.placed(number).filter(|placed| !placed.is_gone && placed.has(index))?;
-        Some((number, placed))
+        self.placed(number).filter(|placed| placed.has(index)).map(|placed| (number, placed))
     }
 
     /// The turns with this message, the latest first.
@@ -224,25 +263,15 @@ impl Past {
             next = Some(placed.older);
             Some((number, placed))
         })
-        .filter(move |(_, placed)| !placed.is_gone && placed.message() == message)
-    }
-
-    /// Takes the turn out.
-    pub(super) fn take(&mut self, number: Number) -> Option<Kept> {
-        let taken = self.get(number)?;
-        let placed = self.placed_mut(number)?;
-        placed.is_gone = true;
-        let answer = placed.answer.take();
-        self.answers -= answer.map_or(0, Answer::bytes);
-        Some(taken)
+        .filter(move |(_, placed)| placed.message() == message)
     }
 
     /// The latest stream of a conversation is not the newest turn there any more, if it began before.
     pub(super) fn supersede(&mut self, newest: &Index, began: Instant) {
         let Some((number, _)) = self.find(newest).filter(|(_, placed)| placed.began() <= began) else { return };
         self.latest.remove(&beginning(newest));
-        if let Some(rare) = self.placed_mut(number).and_then(|placed| placed.turn.rare.as_mut()) {
-            rare.newest = None;
+        if let Some(more) = self.placed_mut(number).and_then(|placed| placed.turn.more.as_mut()) {
+            more.is_newest = false;
         }
     }
 
@@ -252,16 +281,16 @@ impl Past {
             self.stripped += 1;
             if let Some(answer) = placed.answer.take_if(|answer| answer.bytes() > 0) {
                 self.answers -= answer.bytes();
-                self.room.is_free_before(answer.at);
+                self.tape.free_before(answer.at + answer.bytes());
                 return true;
             }
         }
         false
     }
 
-    /// The oldest turn is not known any more.
-    pub(super) fn forget_oldest(&mut self) -> Option<Forgotten> {
-        let placed = self.turns.pop_front()?;
+    /// The oldest turn is not known any more. False: there is none.
+    pub(super) fn forget_oldest(&mut self) -> bool {
+        let Some(placed) = self.turns.pop_front() else { return false };
         for index in std::iter::once(*placed.message()).chain(placed.others()) {
             let beginning = beginning(&index);
             if self.latest.get(&beginning) == Some(&self.first) {
@@ -270,26 +299,24 @@ impl Past {
         }
         self.first = self.first.wrapping_add(1);
         self.stripped = self.stripped.saturating_sub(1);
+        self.streams -= usize::from(placed.turn.streams);
+        self.rest -= placed.bytes();
         if let Some(answer) = placed.answer {
             self.answers -= answer.bytes();
-            self.room.is_free_before(answer.at);
+            self.tape.free_before(answer.at + answer.bytes());
         }
-        if self.turns.is_empty() {
-            self.room = Room::default();
-        }
-        Some(Forgotten { is_stream: placed.turn.streams && !placed.is_gone })
+        true
     }
 
-    /// The oldest ended so long before `now`, or was taken out.
+    /// The oldest ended so long before `now`.
     pub(super) fn has_expired(&self, now: Instant, window: Duration) -> bool {
-        let is_over = |placed: &Placed| placed.is_gone || now.saturating_duration_since(placed.turn.over) >= window;
-        self.turns.front().is_some_and(is_over)
+        self.turns.front().is_some_and(|placed| now.saturating_duration_since(placed.turn.over) >= window)
     }
 }
 
 /// Bytes one behind the other, written at the end and given back at the beginning.
 #[derive(Default)]
-struct Room {
+struct Tape {
     /// All but the last are full.
     pieces: VecDeque<Vec<u8>>,
     /// Where the first of them begins.
@@ -297,7 +324,7 @@ struct Room {
     end: u64,
 }
 
-impl Room {
+impl Tape {
     fn write(&mut self, mut bytes: &[u8]) {
         self.end += bytes.len() as u64;
         while !bytes.is_empty() {
@@ -329,8 +356,8 @@ impl Room {
         read
     }
 
-    /// Nothing that is written before `at` is read again.
-    fn is_free_before(&mut self, at: u64) {
+    /// Gives back what was written before `at`.
+    fn free_before(&mut self, at: u64) {
         while self.start + PIECE as u64 <= at && self.pieces.pop_front().is_some() {
             self.start += PIECE as u64;
         }
@@ -356,19 +383,27 @@ mod tests {
             began: now,
             over: now,
             facts: Facts::default(),
+            exchange: Exchange::default(),
             log: log.keep().unwrap(),
-            rare: None,
+            more: None,
         }
     }
 
     fn stream(message: u8, newest: u8) -> Kept {
-        let rare = Rare { newest: Some([newest; 32]), by_run: Some([100 + message; 32]), ..Rare::default() };
-        Kept { streams: true, rare: Some(Box::new(rare)), ..kept(message, b"data: {}\n\n") }
+        let (newest, by_run) = (Some([newest; 32]), Some([100 + message; 32]));
+        let more = More { newest, is_newest: true, by_run, ..More::default() };
+        Kept { streams: true, more: Some(Box::new(more)), ..kept(message, b"data: {}\n\n") }
     }
 
-    fn bodies(past: &Past, message: u8) -> Vec<usize> {
-        let body = |number| past.get(number).unwrap().log.body.unwrap_or_default().len();
-        past.alike(&[message; 32]).map(|(number, _)| body(number)).collect()
+    fn body(past: &mut Past, number: Number) -> Option<Vec<u8>> {
+        let answer = past.turn(number)?.log.keep()?.answer?;
+        Some(answer.body.concat())
+    }
+
+    /// The lengths of the answers to this message, the latest first.
+    fn lengths(past: &mut Past, message: u8) -> Vec<Option<usize>> {
+        let numbers: Vec<Number> = past.alike(&[message; 32]).map(|(number, _)| number).collect();
+        numbers.into_iter().map(|number| body(past, number).map(|body| body.len())).collect()
     }
 
     #[test]
@@ -377,13 +412,32 @@ mod tests {
         for (message, body) in [(1, &b"1"[..]), (2, b"22"), (1, b"333"), (3, b"4444"), (1, b"55555")] {
             past.push(kept(message, body));
         }
-        assert_eq!((bodies(&past, 1), bodies(&past, 2), bodies(&past, 4)), (vec![5, 3, 1], vec![2], vec![]));
-        let (middle, _) = past.alike(&[1; 32]).nth(1).unwrap();
-        assert_eq!(past.take(middle).unwrap().log.body.unwrap(), "333");
-        assert!(past.take(middle).is_none() && past.get(middle).is_none(), "it is there once");
-        assert_eq!((bodies(&past, 1), past.answers()), (vec![5, 1], 12));
+        assert_eq!(lengths(&mut past, 1), [Some(5), Some(3), Some(1)]);
+        assert_eq!((lengths(&mut past, 2), lengths(&mut past, 4)), (vec![Some(2)], vec![]));
         past.forget_oldest();
-        assert_eq!((bodies(&past, 1), bodies(&past, 2)), (vec![5], vec![2]));
+        assert_eq!((lengths(&mut past, 1), lengths(&mut past, 2)), (vec![Some(5), Some(3)], vec![Some(2)]));
+    }
+
+    #[test]
+    fn who_comes_at_one_time_follows_one_turn_and_it_is_told_when_somebody_has_all_of_it() {
+        let mut past = Past::default();
+        past.push(kept(1, b"answer"));
+        let (one, other) = (past.turn(0).unwrap(), past.turn(0).unwrap());
+        assert!(Arc::ptr_eq(&one, &other));
+        let left = one.log.enter().unwrap();
+        one.log.leave(left);
+        drop((one, other));
+        assert!(past.find(&[1; 32]).unwrap().1.is_abandoned(), "who left has not read it");
+        let (again, bytes) = (past.turn(0).unwrap(), past.bytes());
+        let reader = again.log.enter().unwrap();
+        assert_eq!(again.log.whole(reader).unwrap(), "answer");
+        again.log.leave(reader);
+        drop(again);
+        assert!(!past.find(&[1; 32]).unwrap().1.is_abandoned());
+        for _ in 0..100 {
+            past.turn(0).unwrap();
+        }
+        assert_eq!((past.bytes(), past.tape.pieces.len()), (bytes, 1), "being given again takes no room");
     }
 
     #[test]
@@ -393,18 +447,25 @@ mod tests {
             past.push(kept(round % 3, &[round; 100]));
             past.push(stream(50 + round, 7));
         }
+        assert_eq!(past.streams(), 10);
         assert_eq!(past.find(&[7; 32]).unwrap().1.message(), &[59; 32]);
         past.supersede(&[7; 32], Instant::now());
         assert!(past.find(&[7; 32]).is_none());
         assert_eq!(past.find(&[159; 32]).unwrap().1.message(), &[59; 32], "by its run it is found still");
-        let (number, _) = past.find(&[158; 32]).unwrap();
-        past.take(number).unwrap();
-        let mut streams = 0;
-        while let Some(Forgotten { is_stream }) = past.forget_oldest() {
-            streams += usize::from(is_stream);
-        }
-        assert_eq!(streams, 9, "one was taken out");
-        assert_eq!((past.latest.len(), past.bytes(), past.stripped, past.room.pieces.len()), (0, 0, 0, 0));
+        while past.forget_oldest() {}
+        assert_eq!((past.latest.len(), past.bytes(), past.streams(), past.stripped), (0, 0, 0, 0));
+        assert!(past.tape.pieces.len() <= 1);
+    }
+
+    #[test]
+    fn a_stream_that_began_before_the_newest_does_not_become_it() {
+        let mut past = Past::default();
+        let (before, after) = (stream(1, 7), stream(2, 7));
+        assert!(before.began <= after.began);
+        let before = Kept { began: after.began.checked_sub(Duration::from_secs(1)).unwrap(), ..before };
+        past.push(after);
+        past.push(before);
+        assert_eq!(past.find(&[7; 32]).unwrap().1.message(), &[2; 32]);
     }
 
     #[test]
@@ -413,31 +474,34 @@ mod tests {
         for message in 0..4 {
             past.push(kept(message, &[message; 1000]));
         }
-        assert!(past.give_up_an_answer() && past.give_up_an_answer());
-        assert_eq!((past.answers(), past.answered()), (2000, 2));
-        assert_eq!([0, 1, 2, 3].map(|message| bodies(&past, message)), [[0], [0], [1000], [1000]]);
+        let one = past.answers() / 4;
+        assert!(one >= 1000 && past.give_up_an_answer() && past.give_up_an_answer());
+        assert_eq!(past.answers(), 2 * one);
+        let lengths = [0, 1, 2, 3].map(|message| lengths(&mut past, message));
+        assert_eq!(lengths, [[None], [None], [Some(1000)], [Some(1000)]]);
         past.forget_oldest();
         assert!(past.give_up_an_answer() && past.give_up_an_answer() && !past.give_up_an_answer());
-        assert_eq!((past.answers(), past.bytes()), (0, 3 * SIZE));
+        assert_eq!((past.answers(), past.len()), (0, 3));
+        assert!(past.turn(1).unwrap().log.enter().is_none(), "it is told that there is no answer any more");
     }
 
     #[test]
     fn answers_of_any_length_are_read_as_they_were_written_until_they_are_given_up() {
         let mut past = Past::default();
-        let body = |number: usize| -> Vec<u8> { (0..number * 777).map(|at| (at + number) as u8).collect() };
+        let written = |number: usize| -> Vec<u8> { (0..number * 777).map(|at| (at + number) as u8).collect() };
         for number in 0..60 {
-            past.push(kept(1, &body(number)));
+            past.push(kept(1, &written(number)));
         }
-        let read = |past: &Past, number| past.get(number).unwrap().log.body.map(Vec::from);
-        assert!((0..60).all(|number| read(&past, number) == Some(body(number as usize))));
-        let before = past.room.pieces.len();
+        let is_there = |past: &mut Past, number| body(past, number) == Some(written(number as usize));
+        assert!((0..60).all(|number| is_there(&mut past, number)));
+        let before = past.tape.pieces.len();
         for given_up in 1..60 {
             assert!(past.give_up_an_answer());
-            assert_eq!(read(&past, given_up), None);
-            assert!((given_up + 1..60).all(|number| read(&past, number) == Some(body(number as usize))), "{given_up}");
+            assert_eq!(body(&mut past, given_up), None);
+            assert!((given_up + 1..60).all(|number| is_there(&mut past, number)), "{given_up}");
         }
         assert!(!past.give_up_an_answer());
-        assert!(past.room.pieces.len() < before / 10, "what is given up is given back");
-        assert_eq!(past.room.pieces.iter().map(Vec::capacity).max(), Some(PIECE));
+        assert!(past.tape.pieces.len() < before / 10, "what is given up is given back");
+        assert_eq!(past.tape.pieces.iter().map(Vec::capacity).max(), Some(PIECE));
     }
 }

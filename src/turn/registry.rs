@@ -1,7 +1,8 @@
 //! Finds the turn that a send repeats: those that run, and those that are over for less than the window.
 //!
-//! Bounded in bytes: if turns that are over grow over that, the oldest answers are given up before their time; that there
-//! was such a turn is remembered as long as there is room for that beside a quarter of answers.
+//! Bounded in bytes. Where room is short the oldest answers are given up first, before their window is over: that there
+//! was such a turn is known still. Only when answers take no more than a quarter of the room are the oldest turns
+//! forgotten, and a repeat of theirs is a new turn.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,20 +12,20 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::log::Phase;
-use super::past::{self, Kept, Past};
+use super::past::{self, Past};
 use super::shared::Turn;
 use super::{Dedupe, Index, Settings, marks};
 use crate::error::Error;
 use crate::telemetry::metrics::TurnMetrics;
 
-/// Turns with one index that are told apart; of more the oldest is forgotten under that index.
+/// Turns with one index that are looked at; of more that are not packed the oldest is forgotten under that index.
 const MOST_ALIKE: usize = 16;
-/// Turns that are over and not packed yet: their clients may still be reading.
-const LATELY: usize = 64;
-/// Bytes that one of those takes beside its answer.
+/// About so many turns that are over are not packed yet, and those that somebody still has a part in.
+const LATELY: usize = 16;
+/// Bytes that one of those takes beside its answer; the maps' share is a guess.
 const OVERHEAD: u64 = (size_of::<Turn>() + 256) as u64;
 
-/// Turns with one index, the oldest first; there is seldom more than one.
+/// Turns with one index; there is seldom more than one.
 type Alike = SmallVec<[Arc<Turn>; 1]>;
 
 #[derive(Default)]
@@ -39,10 +40,10 @@ struct Inner {
     /// Those that ended lately.
     lately: VecDeque<Lately>,
     /// Bytes of those.
-    bytes: u64,
+    lately_bytes: u64,
     /// Those that ended before.
     past: Past,
-    /// So many of all are streams.
+    /// So many of `by` are streams.
     streams: usize,
 }
 
@@ -71,12 +72,14 @@ impl Inner {
 
     /// Makes `turn` known by all that it is found by.
     fn add_all(&mut self, turn: &Arc<Turn>) {
+        self.streams += usize::from(turn.streams);
         for index in Self::known_by(turn) {
             self.add(index, turn);
         }
     }
 
     fn remove(&mut self, turn: &Arc<Turn>) {
+        self.streams -= usize::from(turn.streams);
         for index in Self::known_by(turn) {
             if let Some(alike) = self.by.get_mut(&index) {
                 alike.retain(|other| !Arc::ptr_eq(other, turn));
@@ -87,19 +90,21 @@ impl Inner {
         }
     }
 
-    /// What `turn` is found by here. Only a stream can be gone on with, and is the newest of its conversation.
+    /// What `turn` is found by here.
     fn known_by(turn: &Turn) -> impl Iterator<Item = Index> + '_ {
-        let newest = turn.streams.then(|| turn.newest());
+        let newest = turn.may_be_newest().then(|| turn.newest());
         turn.marks.all().chain(turn.by_run()).chain(newest)
     }
 
     /// Streams of its conversation that began before `turn` are not the newest turn there any more.
     fn supersede(&mut self, turn: &Turn) {
-        if self.streams == 0 {
+        if self.streams + self.past.streams() == 0 {
             return;
         }
         if let Some(streams) = self.by.get_mut(&turn.newest()) {
-            streams.retain(|other| other.began > turn.began);
+            let is_before = |other: &Arc<Turn>| other.began <= turn.began;
+            streams.iter().filter(|other| is_before(other)).for_each(|other| other.supersede());
+            streams.retain(|other| !is_before(other));
             if streams.is_empty() {
                 self.by.remove(&turn.newest());
             }
@@ -107,16 +112,22 @@ impl Inner {
         self.past.supersede(&turn.newest(), turn.began);
     }
 
+    /// The turn with this index that began last.
     fn newest(&self, index: &Index) -> Option<Known> {
-        let live = self.by.get(index).and_then(|alike| alike.last()).map(|turn| Known::Live(Arc::clone(turn)));
-        live.or_else(|| self.past.find(index).map(|(number, _)| Known::Past(number)))
+        let live = self.by.get(index).into_iter().flatten().map(|turn| (turn.began, Known::Live(Arc::clone(turn))));
+        let past = self.past.find(index).map(|(number, turn)| (turn.began(), Known::Past(number)));
+        live.chain(past).max_by_key(|(began, _)| *began).map(|(_, known)| known)
     }
 
     /// The turn that `new` repeats.
     fn repeated(&self, new: &Turn, dedupe: Dedupe) -> Result<Option<Known>, Error> {
         let marks = &new.marks;
         if let Some(known) = marks.idempotency.as_ref().and_then(|index| self.newest(index)) {
-            return if self.message(&known) == Some(marks.message) { Ok(Some(known)) } else { Err(Error::KeyReused) };
+            let is_same = match &known {
+                Known::Live(turn) => turn.marks.message == marks.message,
+                Known::Past(number) => self.past.message(*number) == Some(&marks.message),
+            };
+            return if is_same { Ok(Some(known)) } else { Err(Error::KeyReused) };
         }
         if let Some(known) = marks.otid.as_ref().and_then(|index| self.newest(index)) {
             return Ok(Some(known));
@@ -132,8 +143,8 @@ impl Inner {
         Ok(None)
     }
 
-    /// The turn that an attempt after the first wants: the latest. Somebody who said the same twice has two turns: each
-    /// retry gets one that its client has left.
+    /// The turn that an attempt after the first wants. Somebody who said the same twice has two turns, and each retry
+    /// gets one that its client has left, if there is one; of several the one that began last.
     fn retried(&self, message: &Index) -> Option<Known> {
         let live = self.by.get(message).into_iter().flatten().rev();
         let live = live.map(|turn| (turn.log.is_abandoned(), turn.began, Known::Live(Arc::clone(turn))));
@@ -143,48 +154,43 @@ impl Inner {
         alike.max_by_key(|(is_abandoned, began, _)| (*is_abandoned, *began)).map(|(_, _, known)| known)
     }
 
-    fn message(&self, known: &Known) -> Option<Index> {
+    /// The turn itself, to be followed.
+    fn turn(&mut self, known: Known) -> Option<Arc<Turn>> {
         match known {
-            Known::Live(turn) => Some(turn.marks.message),
-            Known::Past(number) => self.past.message(*number),
+            Known::Live(turn) => Some(turn),
+            Known::Past(number) => self.past.turn(number),
         }
     }
 
-    /// The turn itself, to be followed.
-    fn turn(&mut self, known: Known) -> Option<Arc<Turn>> {
-        let number = match known {
-            Known::Live(turn) => return Some(turn),
-            Known::Past(number) => number,
-        };
-        let kept = self.past.take(number)?;
-        let turn = Turn::again(&kept);
-        self.add_all(&turn);
-        self.ended(kept.over, &turn);
-        Some(turn)
-    }
-
-    fn ended(&mut self, over: Instant, turn: &Arc<Turn>) {
+    fn push_lately(&mut self, over: Instant, turn: Arc<Turn>) {
         let bytes = turn.log.held() + OVERHEAD;
-        self.bytes += bytes;
-        self.lately.push_back(Lately { over, bytes, turn: Arc::clone(turn) });
+        self.lately_bytes += bytes;
+        self.lately.push_back(Lately { over, bytes, turn });
     }
 
-    /// Packs the turn that ended first of those that ended lately. One that is still followed goes to their end.
+    fn pop_lately(&mut self) -> Option<(Instant, Arc<Turn>)> {
+        let Lately { over, bytes, turn } = self.lately.pop_front()?;
+        self.lately_bytes -= bytes;
+        self.remove(&turn);
+        Some((over, turn))
+    }
+
+    /// Packs the turn that ended first of those that ended lately. One that somebody has a part in goes to their end.
     fn pack(&mut self) {
-        let Some(Lately { over, bytes, turn }) = self.lately.pop_front() else { return };
-        self.bytes -= bytes;
-        match turn.keep(over) {
-            Some(kept) => {
-                self.remove(&turn);
-                self.past.push(kept);
+        let Some((over, turn)) = self.pop_lately() else { return };
+        let kept = (Arc::strong_count(&turn) == 1).then(|| turn.keep(over)).flatten();
+        match kept {
+            Some(kept) => self.past.push(kept),
+            None => {
+                self.add_all(&turn);
+                self.push_lately(over, turn);
             }
-            None => self.ended(over, &turn),
         }
     }
 
     /// Bytes of all answers.
     fn answers(&self) -> u64 {
-        self.past.answers() + self.bytes - OVERHEAD * self.lately.len() as u64
+        self.past.answers() + self.lately_bytes - OVERHEAD * self.lately.len() as u64
     }
 
     /// The oldest answer is given up. False: there is none.
@@ -192,41 +198,37 @@ impl Inner {
         if self.past.give_up_an_answer() {
             return true;
         }
-        let Some(lately) = self.lately.iter_mut().find(|lately| lately.bytes > OVERHEAD) else { return false };
+        // more of them than usual are there only as long as they are followed, and then this would not help
+        let lately = self.lately.iter_mut().take(2 * LATELY).find(|lately| lately.bytes > OVERHEAD);
+        let Some(lately) = lately else { return false };
         lately.turn.log.keep_nothing();
-        self.bytes -= lately.bytes - OVERHEAD;
+        self.lately_bytes -= lately.bytes - OVERHEAD;
         lately.bytes = OVERHEAD;
-        true
-    }
-
-    /// The oldest turn is not known any more. False: none is packed.
-    fn forget_oldest(&mut self) -> bool {
-        let Some(forgotten) = self.past.forget_oldest() else { return false };
-        self.streams -= usize::from(forgotten.is_stream);
         true
     }
 
     /// Gives up an answer or forgets a turn. False: there is nothing more to be given up.
     fn make_room(&mut self, max_total: u64) -> bool {
         let may_forget = self.answers() <= max_total / 4;
-        may_forget && self.forget_oldest() || self.give_up_an_answer() || self.forget_oldest()
+        may_forget && self.past.forget_oldest() || self.give_up_an_answer() || self.past.forget_oldest()
+    }
+
+    fn bytes(&self) -> u64 {
+        self.lately_bytes + self.past.bytes()
     }
 
     fn expire(&mut self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
         let Settings { window, max_total, .. } = *settings;
-        while self.past.has_expired(now, window) && self.forget_oldest() {}
-        while let Some(Lately { over, .. }) = self.lately.front()
-            && now.saturating_duration_since(*over) >= window
-            && let Some(Lately { bytes, turn, .. }) = self.lately.pop_front()
-        {
-            self.bytes -= bytes;
-            self.streams -= usize::from(turn.streams);
-            self.remove(&turn);
+        while self.past.has_expired(now, window) {
+            self.past.forget_oldest();
         }
-        while self.bytes + self.past.bytes() > max_total && self.make_room(max_total) {}
-        let kept = self.lately.len() + self.past.answered();
-        metrics.kept.set(i64::try_from(kept).unwrap_or(i64::MAX));
-        metrics.log_bytes.set(i64::try_from(self.bytes + self.past.bytes()).unwrap_or(i64::MAX));
+        while self.lately.front().is_some_and(|lately| now.saturating_duration_since(lately.over) >= window) {
+            self.pop_lately();
+        }
+        while self.bytes() > max_total && self.make_room(max_total) {}
+        let known = self.lately.len() + self.past.len();
+        metrics.kept.set(i64::try_from(known).unwrap_or(i64::MAX));
+        metrics.log_bytes.set(i64::try_from(self.bytes()).unwrap_or(i64::MAX));
     }
 }
 
@@ -244,7 +246,6 @@ impl Registry {
         {
             return Ok(Some(turn));
         }
-        inner.streams += usize::from(new.streams);
         inner.add_all(new);
         Ok(None)
     }
@@ -257,18 +258,19 @@ impl Registry {
         }
     }
 
-    /// The turns that are over and can be repeated: what ended lately, and numbers to ask [`Registry::kept`] with.
-    pub(super) fn over_by_now(&self) -> (Vec<Arc<Turn>>, impl Iterator<Item = past::Number> + use<>) {
+    /// The turns that are over and known by now, the oldest first: numbers to ask [`Registry::packed`] with, and what
+    /// ended lately.
+    pub(super) fn all_over(&self) -> (impl Iterator<Item = past::Number> + use<>, Vec<Arc<Turn>>) {
         let inner = self.lock();
-        (inner.lately.iter().map(|lately| Arc::clone(&lately.turn)).collect(), inner.past.numbers())
+        (inner.past.numbers(), inner.lately.iter().map(|lately| Arc::clone(&lately.turn)).collect())
     }
 
-    /// What was kept of a turn that is over.
-    pub(super) fn kept(&self, number: past::Number) -> Option<Kept> {
-        self.lock().past.get(number)
+    /// The packed turn of this number, if it is still known.
+    pub(super) fn packed(&self, number: past::Number) -> Option<Arc<Turn>> {
+        self.lock().past.turn(number)
     }
 
-    /// The newest turn with this index.
+    /// The turn with this index that began last.
     pub(super) fn find(&self, index: &Index) -> Option<Arc<Turn>> {
         let mut inner = self.lock();
         let known = inner.newest(index)?;
@@ -278,9 +280,7 @@ impl Registry {
     /// `turn` never was: what repeats it starts anew.
     pub(super) fn forget(&self, turn: &Arc<Turn>) {
         turn.make_void();
-        let mut inner = self.lock();
-        inner.streams -= usize::from(turn.streams);
-        inner.remove(turn);
+        self.lock().remove(turn);
     }
 
     /// `turn` is over and can be repeated for a window from now.
@@ -289,9 +289,12 @@ impl Registry {
         if !turn.streams {
             inner.supersede(turn);
         }
-        inner.ended(now, turn);
-        if inner.lately.len() > LATELY {
-            inner.pack();
+        inner.push_lately(now, Arc::clone(turn));
+        // two, so that those that could not be packed do not become more and more
+        for _ in 0..2 {
+            if inner.lately.len() > LATELY {
+                inner.pack();
+            }
         }
         inner.expire(now, settings, metrics);
     }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::Index;
 use super::log::Log;
 use super::marks::{self, Marks, Target};
-use super::past::{Kept, Rare};
+use super::past::{Kept, More};
 use crate::error::Error;
 use crate::letta::routes::Sends;
 use crate::letta::sse;
@@ -36,6 +36,8 @@ pub(super) struct Turn {
     pub window: Duration,
     /// What the newest turn of its target is found by, once somebody has asked.
     newest: OnceLock<Index>,
+    /// Its conversation has a later one.
+    is_superseded: AtomicBool,
     /// Its run at Letta, once that is known.
     run: OnceLock<Box<str>>,
     /// How it is a part of another gateway's turn, if it is.
@@ -76,6 +78,7 @@ impl Turn {
         };
         Ok(Arc::new(Self {
             newest: OnceLock::new(),
+            is_superseded: AtomicBool::new(false),
             id,
             log: Log::new(max_log),
             facts: TurnFacts::default(),
@@ -97,45 +100,46 @@ impl Turn {
     pub(super) fn keep(&self, over: Instant) -> Option<Kept> {
         let log = self.log.keep()?;
         let Self { id, marks, key, sends, streams, began, newest, run, followed, .. } = self;
-        let rare = Rare {
+        let more = More {
             id: *id,
             otid: marks.otid,
             idempotency: marks.idempotency,
             newest: newest.get().copied(),
+            is_newest: self.may_be_newest(),
             by_run: self.by_run(),
             run: run.get().cloned(),
             followed: followed.get().copied(),
-            among_all: (*id != TurnId::default()).then(|| (self.log.max(), self.window)),
+            among_all: self.is_known_to_all().then(|| (self.log.max(), self.window)),
         };
-        let rare = (rare != Rare::default()).then(|| Box::new(rare));
-        let (message, key, facts) = (marks.message, Arc::clone(key), self.facts.now());
-        Some(Kept { message, key, sends: *sends, streams: *streams, began: *began, over, facts, log, rare })
+        let more = (more != More::default()).then(|| Box::new(more));
+        let (message, key) = (marks.message, Arc::clone(key));
+        let (facts, exchange) = (self.facts.now(), self.facts.exchange());
+        Some(Kept { message, key, sends: *sends, streams: *streams, began: *began, over, facts, exchange, log, more })
     }
 
-    /// A turn that was kept, to be followed again.
-    pub(super) fn again(kept: &Kept) -> Arc<Self> {
-        let Kept { message, key, sends, streams, began, facts, log, rare, .. } = kept;
-        let rare = rare.as_deref().cloned().unwrap_or_default();
-        let (max_log, window) = rare.among_all.unwrap_or_default();
-        let log = Log::again(log, max_log);
-        let facts = TurnFacts::of(*facts, log.exchange());
+    /// A turn that was kept, to be followed again. `delivered` is set once somebody has got all of it.
+    pub(super) fn again(kept: Kept, delivered: Arc<AtomicBool>) -> Arc<Self> {
+        let Kept { message, key, sends, streams, began, facts, exchange, log, more, .. } = kept;
+        let More { id, otid, idempotency, newest, run, followed, among_all, .. } =
+            more.map(|more| *more).unwrap_or_default();
+        let (max_log, window) = among_all.unwrap_or_default();
         Arc::new(Self {
-            id: rare.id,
-            log,
-            facts,
-            marks: Marks { message: *message, otid: rare.otid, idempotency: rare.idempotency },
-            // nobody asks a turn that is over whose it was
+            id,
+            log: Log::again(log, max_log, &exchange, delivered),
+            facts: TurnFacts::of(facts, exchange),
+            marks: Marks { message, otid, idempotency },
+            // a turn that is over has no lane, and what it is found by was kept
             target: Target::Agent(Arc::default()),
-            sends: *sends,
-            key: Arc::clone(key),
-            streams: *streams,
+            sends,
+            key,
+            streams,
             is_retry: false,
-            began: *began,
+            began,
             window,
-            // one that nobody has asked for is none that it is found by
-            newest: rare.newest.unwrap_or(*message).into(),
-            run: rare.run.map_or_else(OnceLock::new, OnceLock::from),
-            followed: rare.followed.map_or_else(OnceLock::new, OnceLock::from),
+            newest: newest.map_or_else(OnceLock::new, OnceLock::from),
+            is_superseded: AtomicBool::new(false),
+            run: run.map_or_else(OnceLock::new, OnceLock::from),
+            followed: followed.map_or_else(OnceLock::new, OnceLock::from),
             is_void: AtomicBool::new(false),
         })
     }
@@ -190,6 +194,21 @@ impl Turn {
     /// What the newest turn of its target is found by.
     pub(super) fn newest(&self) -> Index {
         *self.newest.get_or_init(|| marks::newest(&self.key, self.target.id()))
+    }
+
+    /// There is a later turn in its conversation.
+    pub(super) fn supersede(&self) {
+        self.is_superseded.store(true, Ordering::Relaxed);
+    }
+
+    /// Only a stream can be gone on with, and be found as the newest of its conversation.
+    pub(super) fn may_be_newest(&self) -> bool {
+        self.streams && !self.is_superseded.load(Ordering::Relaxed)
+    }
+
+    /// It was made while the gateway had others beside it.
+    pub(super) fn is_known_to_all(&self) -> bool {
+        self.id != TurnId::default()
     }
 
     /// What its run is found by.

@@ -302,6 +302,26 @@ async fn gateways_go_on_alone_or_refuse_while_their_redis_is_gone() {
 }
 
 #[tokio::test]
+async fn what_a_redis_has_lost_is_told_again_however_many_turns_came_after_it() {
+    let mut server = RedisServer::start();
+    let (replica, mut answers) = asked().await;
+    let [one, other] = pair(&server, &replica, "").await.map(Arc::new);
+    let mut first = None;
+    for number in 0..40 {
+        let told = begin(&one, message(&one, &format!("over {number}"), &[]));
+        answers.recv().await.unwrap().send(json(letta_answer(&format!("kept {number}")))).ok();
+        let told = told.await.unwrap();
+        assert_eq!(told.status, 200);
+        first.get_or_insert(told);
+    }
+    server.kill();
+    server.restart();
+    let again = begin(&other, message(&other, "over 0", RETRY)).await.unwrap();
+    assert_eq!((again.status, &again.body), (200, &first.unwrap().body));
+    assert_eq!(replica.count(), 40, "nothing was sent twice");
+}
+
+#[tokio::test]
 async fn what_a_redis_has_lost_is_told_again_by_who_knows_it() {
     let mut server = RedisServer::start();
     let (replica, mut answers) = asked().await;

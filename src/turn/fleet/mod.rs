@@ -259,10 +259,10 @@ async fn remind(fleet: Weak<Fleet>, registry: Weak<Registry>) {
         let Ok(since) = back else { continue };
         seen = Some(since);
         let (Some(fleet), Some(registry)) = (fleet.upgrade(), registry.upgrade()) else { return };
-        let (lately, before) = registry.over_by_now();
-        let before = before.filter_map(|number| registry.kept(number)).map(|kept| Turn::again(&kept));
-        for turn in before.chain(lately) {
-            if turn.is_ours() {
+        let (packed, lately) = registry.all_over();
+        for turn in packed.filter_map(|number| registry.packed(number)).chain(lately) {
+            // one of before there was a Redis has no name among all
+            if turn.is_ours() && turn.is_known_to_all() {
                 publish::again(&fleet, &turn).await;
             }
         }

@@ -255,6 +255,12 @@ impl Listener {
         &self.read
     }
 
+    /// Reads on until the body breaks off, which it does before its end.
+    pub(super) async fn breaks(self) {
+        let broken = timeout(PATIENCE, self.body.collect()).await.expect("the body neither ends nor breaks");
+        assert!(broken.is_err(), "it ends as if it were whole");
+    }
+
     /// All of the stream.
     pub(super) async fn rest(mut self) -> String {
         self.reads(None).await;

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    Client, DONE, HELLO, Letta, Opening, PING, RETRY, RUN, STOP, ended, messages, post, post_as, repeats, say, streams,
-    turning, word,
+    Client, DONE, HELLO, KEPT, Letta, Opening, PING, RETRY, RUN, STOP, ended, messages, post, post_as, repeats, say,
+    streams, turning, word, write,
 };
-use crate::support::{Answer, COLLEAGUE, Proxy, Reply, json, letta_answer};
+use crate::support::{Answer, COLLEAGUE, KEY, Proxy, Reply, json, letta_answer};
 
 /// More than are kept as they were.
 const MANY: u32 = 80;
@@ -49,6 +49,8 @@ async fn a_turn_is_repeated_however_many_came_after_it() {
 
     for round in 1..=3 {
         others(&mut letta, &proxy, MANY, "another").await;
+        let reused = proxy.send(post(&proxy, &messages(), "{\"input\":\"pay more\"}", &paying)).await;
+        assert_eq!(reused.status, 409);
         // the second time it has been given again lately
         for _ in 0..2 {
             for (number, (body, headers, status)) in sends.iter().enumerate() {
@@ -64,8 +66,6 @@ async fn a_turn_is_repeated_however_many_came_after_it() {
             let resumed = proxy.post(&run, "{\"starting_after\":2}").await;
             assert_eq!((part(&resumed), resumed.text()), (Some("resumed"), events[2..].concat()));
         }
-        let reused = proxy.send(post(&proxy, &messages(), "{\"input\":\"pay more\"}", &paying)).await;
-        assert_eq!(reused.status, 409);
         assert_eq!(letta.sends(), sent + round * usize::try_from(MANY).unwrap(), "none of them is sent twice");
     }
     assert_eq!(proxy.metric(&repeats("replayed")).await, 30.0);
@@ -128,6 +128,92 @@ async fn the_newest_stream_of_a_conversation_is_found_however_many_turns_others_
 }
 
 #[tokio::test]
+async fn a_stream_that_has_a_later_turn_behind_it_is_not_the_newest_again_when_others_come_or_it_is_repeated() {
+    let mut letta = Letta::with(|_| json("{\"detail\":\"Letta's own words\"}")).await;
+    let proxy = turning(&[&letta], "").await;
+    let at = |what: &str| format!("/v1/conversations/conv-1/{what}");
+    let named = |name: &'static str| [("idempotency-key", name)];
+    for text in ["old", "new"] {
+        let client = Opening::sends(&proxy, post(&proxy, &at("messages"), &say(text), &named(text)));
+        letta.next().await.streams(&[PING, &word(text), STOP, DONE]).await;
+        assert!(client.head().await.rest().await.contains(text));
+    }
+    others(&mut letta, &proxy, MANY, "another").await;
+    let old = proxy.send(post(&proxy, &at("messages"), &say("old"), &named("old"))).await;
+    assert_eq!((part(&old), old.text().contains("old")), (Some("replayed"), true));
+    for _ in 0..2 {
+        let resumed = proxy.post(&at("stream"), "{}").await;
+        assert_eq!((part(&resumed), resumed.text().contains("new")), (Some("resumed"), true), "{}", resumed.text());
+        others(&mut letta, &proxy, MANY, "another").await;
+    }
+    // superseded while it is not packed yet
+    let client = Opening::sends(&proxy, post(&proxy, &at("messages"), &say("last"), &[]));
+    letta.next().await.streams(&[PING, &word("last"), STOP, DONE]).await;
+    client.head().await.rest().await;
+    let later = Client::sends(&proxy, post(&proxy, &at("messages"), "{\"input\":\"x\",\"streaming\":false}", &[]));
+    letta.next().await.answer(json(letta_answer("later")));
+    assert_eq!(later.answer().await.status, 200);
+    for count in [0, 15, 1, MANY] {
+        others(&mut letta, &proxy, count, "another").await;
+        let asked = proxy.post(&at("stream"), "{}").await;
+        assert_eq!((part(&asked), asked.text().contains("Letta's own words")), (None, true), "{}", asked.text());
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_broke_off_breaks_off_again_however_many_turns_came_after_it() {
+    let mut letta = Letta::start().await;
+    // nobody waits for what became of the runs
+    let proxy = turning(&[&letta], "lane: off").await;
+    let client = Opening::says(&proxy, HELLO);
+    let feed = letta.next().await.stream();
+    write(&feed, PING).await;
+    write(&feed, &word("half")).await;
+    let mut client = client.head().await;
+    client.hears("half").await;
+    feed.send(None).await.unwrap();
+    let told = client.rest().await;
+    assert!(told.contains("event: error"), "{told}");
+
+    let client = Opening::sends(&proxy, post(&proxy, &messages(), HELLO, &[]));
+    let (pieces, answer) = tokio::sync::mpsc::channel(4);
+    letta.next().await.answer(Reply::Pieces("application/json", answer));
+    pieces.send(Some("{\"messages\":[".into())).await.unwrap();
+    let client = client.head().await;
+    pieces.send(None).await.unwrap();
+    client.breaks().await;
+    proxy.metric_is(&ended("broken"), 2.0).await;
+
+    let retry = format!(
+        "POST {} HTTP/1.1\r\nhost: a\r\nauthorization: Bearer {KEY}\r\ncontent-type: application/json\r\n\
+         x-stainless-retry-count: 1\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{HELLO}",
+        messages(),
+        HELLO.len()
+    );
+    for _ in 0..2 {
+        let again = Opening::sends(&proxy, post(&proxy, &streams(), HELLO, RETRY)).head().await;
+        assert_eq!(again.rest().await, told);
+        // as it is on the wire: nothing may look like an end
+        let again = proxy.raw(&retry).await;
+        assert!(!again.ends_with("0\r\n\r\n") && !again.contains("content-length: 0"), "{again}");
+        others(&mut letta, &proxy, MANY, "another").await;
+    }
+}
+
+#[tokio::test]
+async fn packed_turns_are_forgotten_when_their_window_is_over() {
+    let mut letta = Letta::start().await;
+    let proxy = turning(&[&letta], "window: 2s").await;
+    others(&mut letta, &proxy, MANY, "another").await;
+    assert_eq!(proxy.metric(KEPT).await, f64::from(MANY));
+    proxy.metric_is(KEPT, 0.0).await;
+    assert_eq!(proxy.metric("letta_gateway_turn_log_bytes").await, 0.0);
+    let late = Client::sends(&proxy, post_as(&proxy, COLLEAGUE, &messages(), &say("0 0"), RETRY));
+    letta.next().await.answer(json(letta_answer("anew")));
+    assert_eq!(part(&late.answer().await), None);
+}
+
+#[tokio::test]
 async fn where_room_is_short_the_oldest_answers_go_first_and_then_the_oldest_turns() {
     let mut letta = Letta::start().await;
     let proxy = turning(&[&letta], "max_log: 32KiB, max_total: 256KiB").await;
@@ -136,24 +222,24 @@ async fn where_room_is_short_the_oldest_answers_go_first_and_then_the_oldest_tur
     assert_eq!(first.answer().await.status, 200);
     let retry = || post(&proxy, &messages(), HELLO, RETRY);
 
-    others(&mut letta, &proxy, 300, &"long ".repeat(200)).await;
+    others(&mut letta, &proxy, 150, &"long ".repeat(200)).await;
     let gone = proxy.send(retry()).await;
     assert_eq!((gone.status, gone.json()["error"]["type"].as_str()), (410, Some("gateway_answer_not_kept")));
     // what ended last is there
-    for number in [299, 250] {
+    for number in [149, 120] {
         let words = say(&format!("1 {number}"));
         let again = proxy.send(post_as(&proxy, COLLEAGUE, &messages(), &words, RETRY)).await;
         assert_eq!(part(&again), Some("replayed"), "{number}");
     }
-    assert_eq!(letta.sends(), 301);
+    assert_eq!(letta.sends(), 151);
 
     others(&mut letta, &proxy, 600, "short").await;
     let anew = Client::sends(&proxy, retry());
     letta.next().await.answer(json(letta_answer("anew")));
     assert_eq!(part(&anew.answer().await), None, "that there was such a turn is not known any more");
-    let again = proxy.send(post_as(&proxy, COLLEAGUE, &messages(), &say("301 599"), RETRY)).await;
+    let again = proxy.send(post_as(&proxy, COLLEAGUE, &messages(), &say("151 599"), RETRY)).await;
     assert_eq!(part(&again), Some("replayed"));
     let bytes = proxy.metric("letta_gateway_turn_log_bytes").await;
     assert!(bytes <= 262_144.0, "{bytes}");
-    assert_eq!(letta.sends(), 902);
+    assert_eq!(letta.sends(), 752);
 }
