@@ -29,7 +29,8 @@ pub(in crate::config) struct Turns {
     pub keepalive: DurationText,
     /// Size of one answer that can be given again; a longer one reaches its client, but no retry.
     pub max_log: ByteSize,
-    /// Size of all answers that are kept in this process.
+    /// Size of all that is kept of turns that are over, in this process. Where it is short the oldest answers go first, then
+    /// the oldest turns: too little for those of a window, and the earliest are sent again if they are repeated.
     pub max_total: ByteSize,
     /// Messages while the Redis of store.redis is gone: each gateway has turns of its own (local), or they are refused
     /// (deny). One that is away for less than 5 s is waited for.
