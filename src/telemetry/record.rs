@@ -206,7 +206,7 @@ impl Record {
     /// Takes over what is known by now of the turn, which may have had no head yet when the response's went out.
     fn learn_of_turn(&mut self) {
         let Some((part, turn)) = &self.turn else { return };
-        // a response that began with Letta's has taken over all of it already
+        // a response that began with the turn's head has adopted its exchange
         let is_known = self.sent.is_some() && self.upstream.is_some();
         let exchange = if is_known { Exchange::default() } else { turn.exchange() };
         if *part == Part::Started {

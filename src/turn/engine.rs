@@ -181,11 +181,12 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Charges the turn if it is known what it cost.
     fn charge(&mut self) {
-        let Some(bill) = self.bill.take() else { return };
+        if self.bill.is_none() {
+            return;
+        }
         let usage = self.turn.facts.now().usage;
-        match usage.is_some() || !bill.wants_usage() {
-            true => bill.charge(usage.as_ref()),
-            false => self.bill = Some(bill),
+        if let Some(bill) = self.bill.take_if(|bill| usage.is_some() || !bill.wants_usage()) {
+            bill.charge(usage.as_ref());
         }
     }
 
