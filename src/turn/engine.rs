@@ -551,7 +551,11 @@ impl Drop for Unfinished {
         if let Some(turn) = self.turn.take() {
             match turn.log.phase() {
                 Phase::Waiting { .. } => never_sent(&self.desk, &turn, Error::ClientLeft),
-                Phase::Sent | Phase::Over => turn.log.end(Ended::Failed(Error::Draining)),
+                Phase::Sent | Phase::Over => {
+                    turn.log.end(Ended::Failed(Error::Draining));
+                    let Desk { metrics, registry, settings, .. } = &*self.desk;
+                    registry.over(&turn, Instant::now(), settings, &metrics.turns);
+                }
             }
         }
     }

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::Index;
 use super::log::{KeptAnswer, KeptLog};
 use super::shared::Turn;
+use crate::error::Error;
 use crate::letta::routes::Sends;
 use crate::store::TurnId;
 use crate::telemetry::record::Exchange;
@@ -25,6 +26,13 @@ use crate::telemetry::turn::{Facts, Part};
 
 /// Bytes of one piece of memory for answers.
 const PIECE: usize = 16 * 1024;
+
+/// Turns with one message that are looked at.
+pub(super) const MOST_ALIKE: usize = 16;
+/// Bytes of how a turn failed, about.
+const FAILURE: usize = 2 * size_of::<Error>() + 128;
+/// Bytes of what stays of a turn that was given again: what is weakly held keeps its place.
+const AGAIN: usize = size_of::<Again>() + size_of::<Turn>() + 64;
 
 /// Counts turns in the order in which they were packed, from 0 again after the last.
 pub(super) type Number = u32;
@@ -104,10 +112,13 @@ impl Placed {
         self.turn.began
     }
 
-    /// Nobody has got all of its answer.
+    /// Nobody follows it, and nobody has got all of its answer.
     pub(super) fn is_abandoned(&self) -> bool {
-        let again = self.again.as_ref();
-        !self.turn.log.is_delivered && !again.is_some_and(|again| again.delivered.load(Ordering::Relaxed))
+        let Some(again) = &self.again else { return !self.turn.log.is_delivered };
+        match again.turn.upgrade() {
+            Some(turn) => turn.log.is_abandoned(),
+            None => !self.turn.log.is_delivered && !again.delivered.load(Ordering::Relaxed),
+        }
     }
 
     /// What it is found by beside its message.
@@ -129,7 +140,9 @@ impl Placed {
         let indexes = if more.is_some() { 5 } else { 1 };
         // a map and a queue have room for as many again
         let all = 2 * (size_of::<Self>() + indexes * size_of::<(u64, Number)>());
-        (all + more.map_or(0, |_| size_of::<More>() + run)) as u64
+        let more = more.map_or(0, |_| size_of::<More>() + run);
+        let ended = self.turn.log.ended.as_ref().map_or(0, |_| FAILURE);
+        (all + more + ended + self.again.as_ref().map_or(0, |_| AGAIN)) as u64
     }
 }
 
@@ -225,17 +238,26 @@ impl Past {
 
     /// The turn of this number, to be followed. All who do at one time follow the same one.
     pub(super) fn turn(&mut self, number: Number) -> Option<Arc<Turn>> {
-        let Placed { turn, answer, again, .. } = self.placed(number)?;
-        if let Some(turn) = again.as_ref().and_then(|again| again.turn.upgrade()) {
+        let again = self.placed(number)?.again.as_ref();
+        if let Some(turn) = again.and_then(|again| again.turn.upgrade()) {
             return Some(turn);
         }
+        let delivered = again.map_or_else(Arc::default, |again| Arc::clone(&again.delivered));
+        let turn = self.copy(number, &delivered)?;
+        let placed = self.placed_mut(number)?;
+        let before = placed.bytes();
+        placed.again = Some(Box::new(Again { turn: Arc::downgrade(&turn), delivered }));
+        let more = placed.bytes() - before;
+        self.rest += more;
+        Some(turn)
+    }
+
+    /// A copy of the turn of this number that nobody else has. `delivered` is set once somebody has got all of it.
+    pub(super) fn copy(&self, number: Number, delivered: &Arc<AtomicBool>) -> Option<Arc<Turn>> {
+        let Placed { turn, answer, .. } = self.placed(number)?;
         let mut kept = turn.clone();
         kept.log.answer = answer.and_then(|answer| self.read(answer));
-        let delivered = again.as_ref().map_or_else(Arc::default, |again| Arc::clone(&again.delivered));
-        let turn = Turn::again(kept, Arc::clone(&delivered));
-        let again = Again { turn: Arc::downgrade(&turn), delivered };
-        self.placed_mut(number)?.again = Some(Box::new(again));
-        Some(turn)
+        Some(Turn::again(kept, Arc::clone(delivered)))
     }
 
     pub(super) fn message(&self, number: Number) -> Option<&Index> {
@@ -254,7 +276,7 @@ impl Past {
         self.placed(number).filter(|placed| placed.has(index)).map(|placed| (number, placed))
     }
 
-    /// The turns with this message, the latest first.
+    /// The turns with this message, the latest first, [`MOST_ALIKE`] of them at most.
     pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = (Number, &'a Placed)> {
         let mut next = self.latest.get(&beginning(message)).copied();
         std::iter::from_fn(move || {
@@ -263,6 +285,7 @@ impl Past {
             next = Some(placed.older);
             Some((number, placed))
         })
+        .take(MOST_ALIKE)
         .filter(move |(_, placed)| placed.message() == message)
     }
 
@@ -422,13 +445,16 @@ mod tests {
     fn who_comes_at_one_time_follows_one_turn_and_it_is_told_when_somebody_has_all_of_it() {
         let mut past = Past::default();
         past.push(kept(1, b"answer"));
+        let before = past.bytes();
         let (one, other) = (past.turn(0).unwrap(), past.turn(0).unwrap());
         assert!(Arc::ptr_eq(&one, &other));
         let left = one.log.enter().unwrap();
+        assert!(!past.find(&[1; 32]).unwrap().1.is_abandoned(), "somebody reads it");
         one.log.leave(left);
         drop((one, other));
         assert!(past.find(&[1; 32]).unwrap().1.is_abandoned(), "who left has not read it");
         let (again, bytes) = (past.turn(0).unwrap(), past.bytes());
+        assert!(bytes > before, "what stays of it is counted");
         let reader = again.log.enter().unwrap();
         assert_eq!(again.log.whole(reader).unwrap(), "answer");
         again.log.leave(reader);
@@ -437,7 +463,9 @@ mod tests {
         for _ in 0..100 {
             past.turn(0).unwrap();
         }
-        assert_eq!((past.bytes(), past.tape.pieces.len()), (bytes, 1), "being given again takes no room");
+        assert_eq!((past.bytes(), past.tape.pieces.len()), (bytes, 1), "being given again and again takes no more");
+        past.forget_oldest();
+        assert_eq!(past.bytes(), 0);
     }
 
     #[test]

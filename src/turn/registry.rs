@@ -12,14 +12,12 @@ use smallvec::SmallVec;
 use tokio::time::Instant;
 
 use super::log::Phase;
-use super::past::{self, Past};
+use super::past::{self, MOST_ALIKE, Past};
 use super::shared::Turn;
 use super::{Dedupe, Index, Settings, marks};
 use crate::error::Error;
 use crate::telemetry::metrics::TurnMetrics;
 
-/// Turns with one index that are looked at; of more that are not packed the oldest is forgotten under that index.
-const MOST_ALIKE: usize = 16;
 /// About so many turns that are over are not packed yet, and those that somebody still has a part in.
 const LATELY: usize = 16;
 /// Bytes that one of those takes beside its answer; the maps' share is a guess.
@@ -62,10 +60,14 @@ enum Known {
 }
 
 impl Inner {
+    /// Of more than [`MOST_ALIKE`] with one index the oldest is forgotten under that index.
     fn add(&mut self, index: Index, turn: &Arc<Turn>) {
         let alike = self.by.entry(index).or_default();
         if alike.len() == MOST_ALIKE {
-            alike.remove(0);
+            let oldest = alike.remove(0);
+            if oldest.may_be_newest() && oldest.newest() == index {
+                oldest.supersede();
+            }
         }
         alike.push(Arc::clone(turn));
     }
@@ -171,20 +173,20 @@ impl Inner {
     fn pop_lately(&mut self) -> Option<(Instant, Arc<Turn>)> {
         let Lately { over, bytes, turn } = self.lately.pop_front()?;
         self.lately_bytes -= bytes;
-        self.remove(&turn);
         Some((over, turn))
     }
 
     /// Packs the turn that ended first of those that ended lately. One that somebody has a part in goes to their end.
     fn pack(&mut self) {
         let Some((over, turn)) = self.pop_lately() else { return };
-        let kept = (Arc::strong_count(&turn) == 1).then(|| turn.keep(over)).flatten();
-        match kept {
-            Some(kept) => self.past.push(kept),
-            None => {
-                self.add_all(&turn);
-                self.push_lately(over, turn);
+        let known = turn.marks.all().count() + usize::from(turn.run().is_some()) + usize::from(turn.may_be_newest());
+        let has_others = Arc::strong_count(&turn) > 1 + known;
+        match (!has_others).then(|| turn.keep(over)).flatten() {
+            Some(kept) => {
+                self.remove(&turn);
+                self.past.push(kept);
             }
+            None => self.push_lately(over, turn),
         }
     }
 
@@ -210,7 +212,10 @@ impl Inner {
     /// Gives up an answer or forgets a turn. False: there is nothing more to be given up.
     fn make_room(&mut self, max_total: u64) -> bool {
         let may_forget = self.answers() <= max_total / 4;
-        may_forget && self.past.forget_oldest() || self.give_up_an_answer() || self.past.forget_oldest()
+        let is_too_much_without = self.bytes() - self.answers() > max_total;
+        may_forget && self.past.forget_oldest()
+            || self.give_up_an_answer()
+            || is_too_much_without && self.past.forget_oldest()
     }
 
     fn bytes(&self) -> u64 {
@@ -223,7 +228,9 @@ impl Inner {
             self.past.forget_oldest();
         }
         while self.lately.front().is_some_and(|lately| now.saturating_duration_since(lately.over) >= window) {
-            self.pop_lately();
+            if let Some((_, turn)) = self.pop_lately() {
+                self.remove(&turn);
+            }
         }
         while self.bytes() > max_total && self.make_room(max_total) {}
         let known = self.lately.len() + self.past.len();
@@ -265,9 +272,9 @@ impl Registry {
         (inner.past.numbers(), inner.lately.iter().map(|lately| Arc::clone(&lately.turn)).collect())
     }
 
-    /// The packed turn of this number, if it is still known.
+    /// A copy of the packed turn of this number, if it is still known.
     pub(super) fn packed(&self, number: past::Number) -> Option<Arc<Turn>> {
-        self.lock().past.turn(number)
+        self.lock().past.copy(number, &Arc::default())
     }
 
     /// The turn with this index that began last.
