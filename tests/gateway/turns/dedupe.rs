@@ -1,8 +1,8 @@
 //! Exactly once: what says that it is a repeat joins the turn of before, and whatever does not is a turn of its own.
 
 use super::{
-    Client, DONE, HELLO, KEPT, Letta, Opening, PING, RETRY, STOP, WAITING, ended, messages, post, post_as, repeats,
-    say, streams, turning, word, write,
+    Client, DONE, HELLO, KEPT, Letta, Opening, PING, RETRY, STOP, WAITING, ended, messages, part, post, post_as,
+    repeats, say, streams, turning, word, write,
 };
 use crate::support::{AGENT, Answer, COLLEAGUE, KEY, Reply, json, letta_answer};
 
@@ -11,10 +11,6 @@ const OTHER_AGENT: &str = "agent-11111111-1111-4111-8111-111111111111";
 /// A body whose one message is named by `otid`.
 fn named(content: &str, otid: &str) -> String {
     format!("{{\"messages\":[{{\"role\":\"user\",\"content\":\"{content}\",\"otid\":\"{otid}\"}}]}}")
-}
-
-fn part(answer: &Answer) -> Option<&str> {
-    answer.header("x-turn")
 }
 
 #[tokio::test]

@@ -40,6 +40,11 @@ pub(super) fn word(word: &str) -> String {
     format!("data: {{\"message_type\":\"assistant_message\",\"content\":\"{word}\"}}\n\n")
 }
 
+/// What of a turn the answer says that it is.
+pub(super) fn part(answer: &Answer) -> Option<&str> {
+    answer.header("x-turn")
+}
+
 /// What a message looks like that says `word`.
 pub(super) fn say(word: &str) -> String {
     format!("{{\"input\":\"{word}\"}}")

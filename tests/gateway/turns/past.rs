@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use super::{
-    Client, DONE, HELLO, KEPT, Letta, Opening, PING, RETRY, RUN, STOP, ended, messages, post, post_as, repeats, say,
-    streams, turning, word, write,
+    Client, DONE, HELLO, KEPT, Letta, Opening, PING, RETRY, RUN, STOP, ended, messages, part, post, post_as, repeats,
+    say, streams, turning, word, write,
 };
-use crate::support::{Answer, COLLEAGUE, KEY, Proxy, Reply, json, letta_answer};
+use crate::support::{COLLEAGUE, KEY, Proxy, Reply, json, letta_answer};
 
 /// More than are kept as they were.
 const MANY: u32 = 80;
@@ -20,10 +20,6 @@ async fn others(letta: &mut Letta, proxy: &Arc<Proxy>, count: u32, answer: &str)
         letta.next().await.answer(json(letta_answer(answer)));
         assert_eq!(other.answer().await.status, 200);
     }
-}
-
-fn part(answer: &Answer) -> Option<&str> {
-    answer.header("x-turn")
 }
 
 #[tokio::test]
