@@ -503,7 +503,7 @@ struct Unfinished {
 impl Unfinished {
     fn over(mut self, outcome: Outcome, ended: Ended) {
         let Some(turn) = self.turn.take() else { return };
-        let Desk { metrics, registry, settings, .. } = &*self.desk;
+        let Desk { metrics, registry, .. } = &*self.desk;
         let facts = turn.facts.set(|facts| facts.outcome = Some(outcome));
         metrics.turns.ended(outcome.as_str());
         if let Some(usage) = &facts.usage {
@@ -519,24 +519,27 @@ impl Unfinished {
             registry.forget(&turn);
             turn.log.end(ended);
         } else {
-            turn.log.end(ended);
-            registry.over(&turn, now, settings, &metrics.turns);
+            over(&self.desk, &turn, ended, now);
         }
     }
 
     /// The turn was another gateway's, and is told of there.
     fn followed(mut self, ended: Ended) {
         let Some(turn) = self.turn.take() else { return };
-        let Desk { metrics, registry, settings, .. } = &*self.desk;
-        metrics.turns.repeat(turn.part().as_str());
-        turn.log.end(ended);
-        registry.over(&turn, Instant::now(), settings, &metrics.turns);
+        self.desk.metrics.turns.repeat(turn.part().as_str());
+        over(&self.desk, &turn, ended, Instant::now());
     }
 
     fn never_sent(mut self, error: Error) {
         let Some(turn) = self.turn.take() else { return };
         never_sent(&self.desk, &turn, error);
     }
+}
+
+/// The turn ends `now`, and can be repeated from then on.
+fn over(desk: &Desk, turn: &Arc<Turn>, ended: Ended, now: Instant) {
+    turn.log.end(ended);
+    desk.registry.over(turn, now, &desk.settings, &desk.metrics.turns);
 }
 
 fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
@@ -552,9 +555,7 @@ impl Drop for Unfinished {
             match turn.log.phase() {
                 Phase::Waiting { .. } => never_sent(&self.desk, &turn, Error::ClientLeft),
                 Phase::Sent | Phase::Over => {
-                    turn.log.end(Ended::Failed(Error::Draining));
-                    let Desk { metrics, registry, settings, .. } = &*self.desk;
-                    registry.over(&turn, Instant::now(), settings, &metrics.turns);
+                    over(&self.desk, &turn, Ended::Failed(Error::Draining), Instant::now());
                 }
             }
         }
