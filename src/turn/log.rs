@@ -12,7 +12,6 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 
-use crate::boxed;
 use crate::error::Error;
 use crate::packed::{pack, unpack};
 use crate::telemetry::record::Exchange;
@@ -359,7 +358,7 @@ impl Log {
     pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
         state.head = Some(KeptHead::of(&head));
-        state.fresh = (!state.is_left()).then(|| boxed::make(|| head));
+        state.fresh = (!state.is_left()).then(|| Box::new(head));
         state.told_at = length;
         state.wake_readers();
     }
@@ -385,7 +384,7 @@ impl Log {
         };
         let mut state = self.lock();
         state.head = Some(kept);
-        state.fresh = (!state.is_left()).then(|| boxed::make(|| head));
+        state.fresh = (!state.is_left()).then(|| Box::new(head));
         state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;
@@ -522,7 +521,9 @@ impl Log {
         let is_over = state.ended.is_some();
         if left.is_some_and(|reader| state.is_told(&reader) || is_over && reader.read == state.bytes) {
             state.is_delivered = true;
-            self.delivered.iter().for_each(|delivered| delivered.store(true, Ordering::Relaxed));
+            if let Some(delivered) = &self.delivered {
+                delivered.store(true, Ordering::Relaxed);
+            }
         }
         state.trim();
         state.let_head_go();

@@ -179,8 +179,7 @@ impl Inner {
     /// Packs the turn that ended first of those that ended lately. One that somebody has a part in goes to their end.
     fn pack(&mut self) {
         let Some((over, turn)) = self.pop_lately() else { return };
-        let known = turn.marks.all().count() + usize::from(turn.run().is_some()) + usize::from(turn.may_be_newest());
-        let has_others = Arc::strong_count(&turn) > 1 + known;
+        let has_others = Arc::strong_count(&turn) > 1 + Self::known_by(&turn).count();
         match (!has_others).then(|| turn.keep(over)).flatten() {
             Some(kept) => {
                 self.remove(&turn);
@@ -227,10 +226,10 @@ impl Inner {
         while self.past.has_expired(now, window) {
             self.past.forget_oldest();
         }
-        while self.lately.front().is_some_and(|lately| now.saturating_duration_since(lately.over) >= window) {
-            if let Some((_, turn)) = self.pop_lately() {
-                self.remove(&turn);
-            }
+        while self.lately.front().is_some_and(|lately| now.saturating_duration_since(lately.over) >= window)
+            && let Some((_, turn)) = self.pop_lately()
+        {
+            self.remove(&turn);
         }
         while self.bytes() > max_total && self.make_room(max_total) {}
         let known = self.lately.len() + self.past.len();

@@ -44,6 +44,7 @@ impl Lanes {
     pub(super) fn enter_free(&self, turn: &Turn, settings: LaneSettings, fleet: Option<&Arc<Fleet>>) -> Option<Held> {
         let None = fleet else { return None };
         let local = self.local.enter_free(&turn.target)?;
+        // nothing was waited for, and without a lease nothing is settled until then
         Some(Held { lease: None, _local: local, deadline: turn.began + settings.max_wait })
     }
 
