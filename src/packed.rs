@@ -13,10 +13,9 @@ const SENSITIVE: u32 = 1 << 31;
 /// Fields of a head and those that are added on its way, about.
 const USUAL: usize = 16;
 
-/// The fields of `headers` behind `front`, with room for `more` bytes. Fields longer than a listener takes are left out.
-pub fn pack(front: &[u8], headers: &HeaderMap, more: usize) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(front.len() + size(headers) + more);
-    bytes.extend_from_slice(front);
+/// Writes the fields of `headers` behind what is in `bytes`. Those longer than a listener takes are left out.
+pub fn pack(headers: &HeaderMap, bytes: &mut Vec<u8>) {
+    bytes.reserve(size(headers));
     for (name, value) in headers {
         let name = name.as_str().as_bytes();
         let lengths = (u16::try_from(name.len()), u32::try_from(value.len()));
@@ -27,7 +26,6 @@ pub fn pack(front: &[u8], headers: &HeaderMap, more: usize) -> Vec<u8> {
         bytes.extend_from_slice(name);
         bytes.extend_from_slice(value.as_bytes());
     }
-    bytes
 }
 
 /// Bytes that the fields take at most.
@@ -54,7 +52,10 @@ pub struct PackedRequest {
 impl PackedRequest {
     pub fn of<B>(request: &http::Request<B>) -> Self {
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-        Self { target: target.len(), bytes: pack(target.as_bytes(), request.headers(), 0).into() }
+        let mut bytes = Vec::with_capacity(target.len() + size(request.headers()));
+        bytes.extend_from_slice(target.as_bytes());
+        pack(request.headers(), &mut bytes);
+        Self { target: target.len(), bytes: bytes.into() }
     }
 
     /// The request with `body`.
@@ -107,7 +108,8 @@ mod tests {
     use super::*;
 
     fn packed(headers: &HeaderMap) -> Bytes {
-        let bytes = pack(b"", headers, 0);
+        let mut bytes = Vec::new();
+        pack(headers, &mut bytes);
         assert_eq!(bytes.len(), size(headers));
         Bytes::from(bytes)
     }

@@ -538,8 +538,7 @@ impl Unfinished {
 
 /// The turn ends `now`, and can be repeated from then on.
 fn over(desk: &Desk, turn: &Arc<Turn>, ended: Ended, now: Instant) {
-    turn.log.end(ended);
-    desk.registry.over(turn, now, &desk.settings, &desk.metrics.turns);
+    desk.registry.over(turn, ended, now, &desk.settings, &desk.metrics.turns);
 }
 
 fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {

@@ -14,14 +14,15 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 
-use super::log::{Head, Phase};
+use super::log::{Head, Left, Phase};
 use super::resume::Skip;
+use super::registry::Repeated;
 use super::shared::Turn;
+use super::step::Desk;
 use crate::body::Stream;
 use crate::cutoff::Ear;
 use crate::error::Error;
 use crate::letta::sse;
-use crate::telemetry::Metrics;
 
 /// Bytes of an answer that is told in an event, because the head of the stream is out already.
 const LONGEST_REFUSAL: usize = 4 * 1024;
@@ -30,13 +31,19 @@ const LONGEST_REFUSAL: usize = 4 * 1024;
 pub(super) struct Follower {
     turn: Arc<Turn>,
     place: usize,
-    metrics: Arc<Metrics>,
+    desk: Arc<Desk>,
 }
 
 impl Follower {
-    pub(super) fn of(turn: &Arc<Turn>, metrics: &Arc<Metrics>) -> Result<Self, Error> {
-        let place = turn.log.enter().ok_or_else(|| Error::AnswerNotKept { run: turn.run().map(Box::from) })?;
-        Ok(Self { turn: Arc::clone(turn), place, metrics: Arc::clone(metrics) })
+    /// The first of a turn that nobody else knows yet.
+    pub(super) fn first(turn: &Arc<Turn>, desk: &Arc<Desk>) -> Result<Self, Error> {
+        Self::of(Repeated { place: turn.log.enter(), turn: Arc::clone(turn) }, desk)
+    }
+
+    pub(super) fn of(repeated: Repeated, desk: &Arc<Desk>) -> Result<Self, Error> {
+        let Repeated { turn, place } = repeated;
+        let place = place.ok_or_else(|| Error::AnswerNotKept { run: turn.run().map(Box::from) })?;
+        Ok(Self { turn, place, desk: Arc::clone(desk) })
     }
 
     pub(super) fn turn(&self) -> &Arc<Turn> {
@@ -55,8 +62,12 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
-        if self.turn.log.leave(self.place) {
-            self.metrics.turns.detached.inc();
+        let Left { is_detached, packed } = self.turn.log.leave(self.place);
+        if is_detached {
+            self.desk.metrics.turns.detached.inc();
+        }
+        if let Some((number, has_all)) = packed {
+            self.desk.registry.left(number, has_all);
         }
     }
 }

@@ -4,7 +4,6 @@
 //! then on only what its readers have not read is kept, and the replica is read no faster than the slowest of them.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -12,6 +11,7 @@ use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
 use smallvec::SmallVec;
 
+use super::past::Number;
 use crate::error::Error;
 use crate::packed::{pack, unpack};
 use crate::telemetry::record::Exchange;
@@ -42,17 +42,9 @@ struct KeptHead {
 
 impl KeptHead {
     fn of(head: &Head) -> Self {
-        Self::with_body(head, b"").0
-    }
-
-    /// The head and its body, in one piece of memory.
-    fn with_body(head: &Head, body: &[u8]) -> (Self, Bytes) {
-        let mut both = pack(b"", &head.headers, body.len());
-        let fields = both.len();
-        both.extend_from_slice(body);
-        let mut both = Bytes::from(both);
-        let body = both.split_off(fields);
-        (Self { status: head.status, fields: both, exchange: head.exchange.clone() }, body)
+        let mut fields = Vec::new();
+        pack(&head.headers, &mut fields);
+        Self { status: head.status, fields: fields.into(), exchange: head.exchange.clone() }
     }
 
     fn head(&self) -> Head {
@@ -113,23 +105,57 @@ impl Ended {
     }
 }
 
-/// What is kept of the log of a turn that is over.
-#[derive(Clone)]
-pub(super) struct KeptLog {
-    /// None: it is not all there, and cannot be given again.
-    pub answer: Option<KeptAnswer>,
-    /// None: the answer is whole.
-    pub ended: Option<Arc<Ended>>,
-    /// Somebody has read it to its end.
-    pub is_delivered: bool,
-}
-
-/// All that was said.
-#[derive(Clone)]
+/// All that was said, as it is kept.
 pub(super) struct KeptAnswer {
     /// The head's status and its fields, packed.
     pub head: Option<(StatusCode, Bytes)>,
     pub body: SmallVec<[Bytes; 1]>,
+}
+
+/// All that was said, to be kept.
+pub(super) struct Said<'a> {
+    head: Option<&'a KeptHead>,
+    fresh: Option<&'a Head>,
+    pieces: &'a Pieces,
+}
+
+impl Said<'_> {
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        self.head.map(|head| head.status).or(self.fresh.map(|head| head.status))
+    }
+
+    /// Packs the fields of the head into `bytes`.
+    pub(super) fn pack_head(&self, bytes: &mut Vec<u8>) {
+        match (self.head, self.fresh) {
+            (Some(head), _) => bytes.extend_from_slice(&head.fields),
+            (None, Some(head)) => pack(&head.headers, bytes),
+            (None, None) => {}
+        }
+    }
+
+    pub(super) fn body(&self) -> impl Iterator<Item = &Bytes> {
+        self.pieces.iter()
+    }
+}
+
+/// What is known of a log when it is packed.
+pub(super) struct Packed<Answer> {
+    /// So many read it.
+    pub followers: u32,
+    /// Somebody has read it to its end.
+    pub is_delivered: bool,
+    /// None: it is not all there.
+    pub answer: Option<Answer>,
+    /// None: the answer is whole.
+    pub broken: Option<Arc<Ended>>,
+}
+
+/// What the last word of a reader says.
+pub(super) struct Left {
+    /// Nobody follows a turn any more that is in Letta's hands.
+    pub is_detached: bool,
+    /// Where the turn is packed, if it is, and whether somebody has all of it.
+    pub packed: Option<(Number, bool)>,
 }
 
 /// How far the turn is.
@@ -146,8 +172,6 @@ pub(super) enum Phase {
 
 pub(super) struct Log {
     state: Mutex<State>,
-    /// Set when it was delivered: it is a copy of one that was kept.
-    delivered: Option<Arc<AtomicBool>>,
     /// Bytes that are kept whole at most.
     max: u64,
 }
@@ -155,7 +179,7 @@ pub(super) struct Log {
 struct State {
     phase: Phase,
     head: Option<KeptHead>,
-    /// The head as it came, for the first who asks: it need not be made again.
+    /// The head as it came, for the first who asks: it need not be made again. Nobody else asks where there is no other.
     fresh: Option<Box<Head>>,
     pieces: Pieces,
     /// Number of the first piece that is still there.
@@ -172,6 +196,8 @@ struct State {
     readers: SmallVec<[Option<Reader>; 1]>,
     /// Somebody has read it to its end.
     is_delivered: bool,
+    /// Where it is packed: nobody enters any more.
+    number: Option<Number>,
     /// The engine, if it waits for its readers.
     engine: Option<Waker>,
     /// Who tells other gateways of it, if that one waits for more.
@@ -242,7 +268,9 @@ impl State {
         if !self.is_left() {
             return;
         }
-        self.fresh = None;
+        if self.head.is_some() || self.ended.is_some() {
+            self.fresh = None;
+        }
         // what is told of a log that lost its beginning is that, and no head
         if !self.is_whole
             && self.first > 0
@@ -250,6 +278,14 @@ impl State {
         {
             head.fields = Bytes::new();
         }
+    }
+
+    /// There will be no more.
+    fn end(&mut self, ended: Ended) {
+        self.phase = Phase::Over;
+        self.ended.get_or_insert(ended);
+        self.buffer = BytesMut::new();
+        self.wake_readers();
     }
 
     fn head(&self) -> Option<Result<Head, Error>> {
@@ -286,22 +322,30 @@ impl Log {
             told_at: None,
             readers: SmallVec::new(),
             is_delivered: false,
+            number: None,
             engine: None,
             teller: None,
         };
-        Self { state: Mutex::new(state), delivered: None, max: max as u64 }
+        Self { state: Mutex::new(state), max: max as u64 }
     }
 
-    /// A log that was kept, to be read again. `delivered` is set once somebody has read it to its end.
-    pub(super) fn again(kept: KeptLog, max: usize, exchange: &Exchange, delivered: Arc<AtomicBool>) -> Self {
-        let mut log = Self::new(max);
-        log.delivered = Some(delivered);
+    /// A log that was packed as `number`, to be read again.
+    pub(super) fn again(
+        number: Number,
+        answer: Option<KeptAnswer>,
+        broken: Option<&Ended>,
+        is_delivered: bool,
+        max: usize,
+        exchange: &Exchange,
+    ) -> Self {
+        let log = Self::new(max);
         let mut state = log.lock();
         state.phase = Phase::Over;
-        state.is_whole = kept.answer.is_some();
+        state.number = Some(number);
+        state.is_whole = answer.is_some();
         // who comes too late must not find a beginning
-        state.first = usize::from(kept.answer.is_none());
-        if let Some(KeptAnswer { head, body }) = kept.answer {
+        state.first = usize::from(answer.is_none());
+        if let Some(KeptAnswer { head, body }) = answer {
             state.head = head.map(|(status, fields)| KeptHead { status, fields, exchange: exchange.clone() });
             for piece in body {
                 state.bytes += piece.len() as u64;
@@ -309,23 +353,34 @@ impl Log {
             }
         }
         // one that broke off has not said all
-        state.told_at = kept.ended.is_none().then_some(state.bytes);
-        state.ended = Some(kept.ended.as_ref().map_or(Ended::Whole, |ended| ended.again()));
-        state.is_delivered = kept.is_delivered;
+        state.told_at = broken.is_none().then_some(state.bytes);
+        state.ended = Some(broken.map_or(Ended::Whole, Ended::again));
+        state.is_delivered = is_delivered;
         drop(state);
         log
     }
 
-    /// What is kept of a log that is over. None: it is not, or somebody reads it.
-    pub(super) fn keep(&self) -> Option<KeptLog> {
-        let state = self.lock();
-        let ended = match state.ended.as_ref().filter(|_| state.is_left())? {
-            Ended::Whole => None,
-            ended => Some(Arc::new(ended.again())),
+    /// Ends the log of a turn that is found as `number` from now on, and has all that was said kept by `keep`, if it is
+    /// all there.
+    pub(super) fn pack<Answer>(
+        &self,
+        ended: Ended,
+        number: Number,
+        keep: impl FnOnce(Said<'_>) -> Answer,
+    ) -> Packed<Answer> {
+        let mut state = self.lock();
+        let state = &mut *state;
+        state.end(ended);
+        state.number = Some(number);
+        let broken = match &state.ended {
+            Some(Ended::Whole) | None => None,
+            Some(ended) => Some(Arc::new(ended.again())),
         };
-        let head = || state.head.as_ref().map(|head| (head.status, head.fields.clone()));
-        let answer = state.is_whole.then(|| KeptAnswer { head: head(), body: state.pieces.iter().cloned().collect() });
-        Some(KeptLog { answer, ended, is_delivered: state.is_delivered })
+        let said = Said { head: state.head.as_ref(), fresh: state.fresh.as_deref(), pieces: &state.pieces };
+        let answer = state.is_whole.then(|| keep(said));
+        state.let_head_go();
+        let followers = u32::try_from(state.readers.iter().flatten().count()).unwrap_or(u32::MAX);
+        Packed { followers, is_delivered: state.is_delivered, answer, broken }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -340,16 +395,14 @@ impl Log {
         self.lock().phase = phase;
     }
 
+    /// Where it is packed, if it is.
+    pub(super) fn number(&self) -> Option<Number> {
+        self.lock().number
+    }
+
     /// Bytes that are kept whole at most.
     pub(super) fn max(&self) -> usize {
         usize::try_from(self.max).unwrap_or(usize::MAX)
-    }
-
-    /// Bytes that are held.
-    pub(super) fn held(&self) -> u64 {
-        let state = self.lock();
-        let fields = state.head.as_ref().map_or(0, |head| head.fields.len() as u64);
-        if state.is_whole { fields + state.bytes } else { 0 }
     }
 
     // --- the engine's side ---
@@ -375,16 +428,11 @@ impl Log {
         state.wake_readers();
     }
 
-    /// The whole answer at once.
-    pub(super) fn fill(&self, head: Head, body: &[u8]) {
-        let (kept, body) = match body.len() as u64 <= self.max {
-            true => KeptHead::with_body(&head, body),
-            // it is given up before its head is
-            false => (KeptHead::of(&head), Bytes::copy_from_slice(body)),
-        };
+    /// The whole answer at once. `is_told`: other gateways are told of it, so its head is asked for again.
+    pub(super) fn fill(&self, head: Head, body: Bytes, is_told: bool) {
         let mut state = self.lock();
-        state.head = Some(kept);
-        state.fresh = (!state.is_left()).then(|| Box::new(head));
+        state.head = is_told.then(|| KeptHead::of(&head));
+        state.fresh = Some(Box::new(head));
         state.told_at = Some(body.len() as u64);
         if !body.is_empty() {
             state.bytes = body.len() as u64;
@@ -396,11 +444,7 @@ impl Log {
     }
 
     pub(super) fn end(&self, ended: Ended) {
-        let mut state = self.lock();
-        state.phase = Phase::Over;
-        state.ended.get_or_insert(ended);
-        state.buffer = BytesMut::new();
-        state.wake_readers();
+        self.lock().end(ended);
     }
 
     /// What comes now adds nothing: the stream has said how it ends.
@@ -514,21 +558,20 @@ impl Log {
         Some(state.readers.len() - 1)
     }
 
-    /// True if nobody follows a turn any more that is in Letta's hands.
-    pub(super) fn leave(&self, place: usize) -> bool {
+    pub(super) fn leave(&self, place: usize) -> Left {
         let mut state = self.lock();
         let left = state.readers.get_mut(place).and_then(Option::take);
         let is_over = state.ended.is_some();
         if left.is_some_and(|reader| state.is_told(&reader) || is_over && reader.read == state.bytes) {
             state.is_delivered = true;
-            if let Some(delivered) = &self.delivered {
-                delivered.store(true, Ordering::Relaxed);
-            }
         }
         state.trim();
         state.let_head_go();
         state.wake_engine();
-        state.phase == Phase::Sent && state.is_abandoned()
+        Left {
+            is_detached: state.phase == Phase::Sent && state.is_abandoned(),
+            packed: state.number.map(|number| (number, state.is_delivered)),
+        }
     }
 
     /// Nobody follows it, and nobody has got all of it.
@@ -538,7 +581,7 @@ impl Log {
 
     pub(super) fn has_head(&self) -> bool {
         let state = self.lock();
-        state.head.is_some() || state.ended.is_some()
+        state.head.is_some() || state.fresh.is_some() || state.ended.is_some()
     }
 
     /// Whoever has read so far has lost nothing by leaving.
@@ -550,12 +593,17 @@ impl Log {
 
     /// The status of the head, if there is one.
     pub(super) fn status(&self) -> Option<StatusCode> {
-        self.lock().head.as_ref().map(|head| head.status)
+        let state = self.lock();
+        state.fresh.as_ref().map(|head| head.status).or(state.head.as_ref().map(|head| head.status))
     }
 
     pub(super) fn poll_head(&self, place: usize, cx: &Context<'_>) -> Poll<Result<Head, Error>> {
         let mut state = self.lock();
         if let Some(fresh) = state.fresh.take() {
+            let is_last = state.number.is_some() && state.readers.iter().flatten().count() <= 1;
+            if state.head.is_none() && !is_last {
+                state.head = Some(KeptHead::of(&fresh));
+            }
             return Poll::Ready(Ok(*fresh));
         }
         match state.head() {

@@ -1,163 +1,80 @@
-//! Turns that are over, packed, in the order in which that was done: what a repeat of theirs is told.
+//! Turns that are over, in the order of their ends: what a repeat of theirs is told.
 //!
-//! Their answers lie one behind the other, in pieces of memory that are given back whole. Tens of thousands of turns
-//! later a single one of them is in no cache any more: letting go of its parts one by one would then cost as much as all
-//! else that a gateway does for a turn.
+//! They lie in **chapters**, their answers one behind the other on a tape. A chapter is let go of as a whole, and so are
+//! the answers of one: nothing of a turn is looked at again for that. Tens of thousands of turns later it is in no cache
+//! any more, and to let go of its parts one by one would cost as much as all else that a gateway does for a turn.
 
+mod chapter;
 mod tape;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
-use http::StatusCode;
-use smallvec::smallvec;
 use tokio::time::Instant;
 
-use super::Index;
-use super::log::{KeptAnswer, KeptLog};
+use super::log::{Ended, KeptAnswer, Said};
 use super::shared::Turn;
-use crate::error::Error;
+use super::{Index, Settings};
 use crate::letta::routes::Sends;
-use crate::store::TurnId;
 use crate::telemetry::record::Exchange;
-use crate::telemetry::turn::{Facts, Part};
+use crate::telemetry::turn::Facts;
+pub(super) use chapter::More;
+use chapter::{Answer, Chapter, Placed, beginning};
 use tape::Tape;
 
 /// Turns with one message that are looked at.
 pub(super) const MOST_ALIKE: usize = 16;
-/// Bytes of how a turn failed, about.
-const FAILURE: usize = 2 * size_of::<Error>() + 128;
-/// Bytes of what stays of a turn that was given again: what is weakly held keeps its place.
-const AGAIN: usize = size_of::<Again>() + size_of::<Turn>() + 64;
 
-/// Counts turns in the order in which they were packed, from 0 again after the last.
-pub(super) type Number = u32;
+/// A chapter has so many turns at most, or a [`CHAPTERS`]th of all that there are.
+const FEW: usize = 1024;
+const MOST: usize = 1 << 15;
+/// A chapter has so small a part of the turns and of the room at most, and one turn at least.
+const CHAPTERS: usize = 64;
+/// A chapter has the turns of so small a part of the window at most.
+const AGES: u32 = 16;
 
-/// What is kept of a turn that is over.
-#[derive(Clone)]
+/// Where a turn is that is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Number {
+    /// Chapters are counted, from 0 again after the last.
+    chapter: u32,
+    place: u16,
+}
+
+/// What is kept of a turn, to be followed again.
 pub(super) struct Kept {
+    pub number: Number,
     pub message: Index,
     pub key: Arc<str>,
     pub sends: Sends,
     pub streams: bool,
     pub began: Instant,
-    pub over: Instant,
     pub facts: Facts,
     pub exchange: Exchange,
-    pub log: KeptLog,
-    /// Boxed: a message that names neither itself nor its run, on a gateway of its own, has nothing of it.
-    pub more: Option<Box<More>>,
+    /// None: it is not all there, and cannot be given again.
+    pub answer: Option<KeptAnswer>,
+    /// Somebody has got all of it.
+    pub is_delivered: bool,
+    pub more: More,
 }
 
-/// What not every turn has.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub(super) struct More {
-    pub id: TurnId,
-    pub otid: Option<Index>,
-    pub idempotency: Option<Index>,
-    /// What the newest turn of its target is found by, and whether this may be it.
-    pub newest: Option<Index>,
-    pub is_newest: bool,
-    /// What its run is found by, and its run.
-    pub by_run: Option<Index>,
-    pub run: Option<Box<str>>,
-    pub followed: Option<Part>,
-    /// How it is kept for all gateways, if it is: bytes at most, and for how long.
-    pub among_all: Option<(usize, Duration)>,
-}
-
-/// A turn in its place.
-pub(super) struct Placed {
-    /// All of it but its answer, which is on the tape.
-    turn: Kept,
-    answer: Option<Answer>,
-    /// The one with the same message that was packed before it.
-    older: Number,
-    /// Boxed: few are repeated.
-    again: Option<Box<Again>>,
-}
-
-/// A turn that was given again.
-struct Again {
-    /// As long as somebody follows it.
-    turn: Weak<Turn>,
-    delivered: Arc<AtomicBool>,
-}
-
-/// Where an answer is: the fields of its head, and behind them its body.
-#[derive(Clone, Copy)]
-struct Answer {
-    status: Option<StatusCode>,
-    at: u64,
-    fields: u32,
-    body: u32,
-}
-
-impl Answer {
-    fn bytes(self) -> u64 {
-        u64::from(self.fields) + u64::from(self.body)
-    }
-}
-
-impl Placed {
-    pub(super) fn message(&self) -> &Index {
-        &self.turn.message
-    }
-
-    pub(super) fn began(&self) -> Instant {
-        self.turn.began
-    }
-
-    /// Nobody follows it, and nobody has got all of its answer.
-    pub(super) fn is_abandoned(&self) -> bool {
-        let Some(again) = &self.again else { return !self.turn.log.is_delivered };
-        match again.turn.upgrade() {
-            Some(turn) => turn.log.is_abandoned(),
-            None => !self.turn.log.is_delivered && !again.delivered.load(Ordering::Relaxed),
-        }
-    }
-
-    /// What it is found by beside its message.
-    fn others(&self) -> impl Iterator<Item = Index> + '_ {
-        let more = self.turn.more.as_deref();
-        let newest = more.filter(|more| more.is_newest).and_then(|more| more.newest);
-        let named = more.into_iter().flat_map(|more| [more.otid, more.idempotency, more.by_run]);
-        named.chain([newest]).flatten()
-    }
-
-    fn has(&self, index: &Index) -> bool {
-        self.turn.message == *index || self.others().any(|other| other == *index)
-    }
-
-    /// Bytes that it takes beside its answer.
-    fn bytes(&self) -> u64 {
-        let more = self.turn.more.as_ref();
-        let run = more.and_then(|more| more.run.as_ref()).map_or(0, |run| run.len());
-        let indexes = if more.is_some() { 5 } else { 1 };
-        // a map and a queue have room for as many again
-        let all = 2 * (size_of::<Self>() + indexes * size_of::<(u64, Number)>());
-        let more = more.map_or(0, |_| size_of::<More>() + run);
-        let ended = self.turn.log.ended.as_ref().map_or(0, |_| FAILURE);
-        (all + more + ended + self.again.as_ref().map_or(0, |_| AGAIN)) as u64
-    }
-}
-
-/// The turns that are over, the oldest first.
+/// The turns that are over.
 #[derive(Default)]
 pub(super) struct Past {
-    turns: VecDeque<Placed>,
+    /// The oldest first. The last one is written.
+    chapters: VecDeque<Chapter>,
     /// The number of the first.
-    first: Number,
-    /// The latest by the beginning of each index. That is random: two alike are as rare as two equal indexes.
-    latest: HashMap<u64, Number, RandomState>,
-    /// So many, the oldest, have given up their answers or had none.
+    first: u32,
+    /// The stream of each conversation that is its newest turn, by the beginning of what that is found by.
+    newest: HashMap<u64, Number, RandomState>,
+    /// So many chapters, the oldest, have given up their answers.
     stripped: usize,
+    len: usize,
     /// Bytes of the answers that can be given again.
     answers: u64,
     /// Bytes of all else.
@@ -165,15 +82,13 @@ pub(super) struct Past {
     /// So many are streams.
     streams: usize,
     tape: Tape,
-}
-
-fn beginning(index: &Index) -> u64 {
-    index.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+    /// Where the fields of a head are packed.
+    fields: Vec<u8>,
 }
 
 impl Past {
     pub(super) fn len(&self) -> usize {
-        self.turns.len()
+        self.len
     }
 
     pub(super) fn streams(&self) -> usize {
@@ -190,152 +105,233 @@ impl Past {
         self.answers + self.rest
     }
 
-    pub(super) fn push(&mut self, mut turn: Kept) {
-        let number = self.first.wrapping_add(Number::try_from(self.turns.len()).unwrap_or(0));
-        if let Some(more) = turn.more.as_mut().filter(|more| more.is_newest) {
-            // one that ended before it may have begun after it
-            let newer =
-                more.newest.and_then(|newest| self.find(&newest)).filter(|(_, other)| other.began() > turn.began);
-            more.is_newest = newer.is_none();
+    /// Takes up `turn`, which ends `now`. Nobody may enter its log any more.
+    pub(super) fn push(&mut self, turn: &Turn, ended: Ended, now: Instant, settings: &Settings) {
+        self.open(now, settings);
+        let last = u32::try_from(self.chapters.len().saturating_sub(1)).unwrap_or(0);
+        let Self { chapters, tape, fields, .. } = self;
+        let Some(chapter) = chapters.back_mut() else { return };
+        let place = u16::try_from(chapter.turns.len()).unwrap_or(u16::MAX);
+        let number = Number { chapter: self.first.wrapping_add(last), place };
+        let packed = turn.log.pack(ended, number, |said| write(tape, fields, &said));
+        let (answers, rest) = (chapter.answers, chapter.rest());
+        chapter.push(turn, now, packed);
+        chapter.end = tape.end;
+        self.answers += chapter.answers - answers;
+        self.rest += chapter.rest() - rest;
+        self.len += 1;
+        if turn.streams {
+            self.streams += 1;
+            self.supersedes(turn, number);
         }
-        // one before the first is none
-        let older = self.latest.insert(beginning(&turn.message), number).unwrap_or(self.first.wrapping_sub(1));
-        let answer = turn.log.answer.take().and_then(|answer| self.write(&answer));
-        let placed = Placed { turn, answer, older, again: None };
-        for other in placed.others() {
-            self.latest.insert(beginning(&other), number);
+    }
+
+    /// A stream is the newest turn of its conversation, unless one that ended before it began after it.
+    fn supersedes(&mut self, turn: &Turn, number: Number) {
+        if !turn.may_be_newest() {
+            return;
         }
-        self.answers += answer.map_or(0, Answer::bytes);
-        self.rest += placed.bytes();
-        self.streams += usize::from(placed.turn.streams);
-        self.turns.push_back(placed);
+        let newest = turn.newest();
+        if self.find_newest(&newest).is_none_or(|(_, other)| other.began <= turn.began) {
+            self.newest.insert(beginning(&newest), number);
+        }
     }
 
-    fn write(&mut self, answer: &KeptAnswer) -> Option<Answer> {
-        let KeptAnswer { head, body } = answer;
-        let (status, fields) = head.as_ref().map_or((None, &[][..]), |(status, fields)| (Some(*status), fields));
-        let bytes: usize = body.iter().map(Bytes::len).sum();
-        // what a log holds is shorter
-        let (fields_length, body_length) = (fields.len().try_into().ok()?, bytes.try_into().ok()?);
-        let answer = Answer { status, at: self.tape.end, fields: fields_length, body: body_length };
-        self.tape.write(fields);
-        body.iter().for_each(|piece| self.tape.write(piece));
-        Some(answer)
+    /// Sees to it that there is a chapter with room for one turn more.
+    fn open(&mut self, now: Instant, settings: &Settings) {
+        let most = (self.len / CHAPTERS).clamp(FEW, MOST);
+        let bytes = settings.max_total / CHAPTERS as u64;
+        let age = settings.window / AGES;
+        let has_room = |chapter: &Chapter| {
+            !chapter.is_stripped
+                && chapter.turns.len() < most
+                && chapter.answers + chapter.rest() < bytes
+                && now.saturating_duration_since(chapter.began) < age
+        };
+        if self.chapters.back().is_some_and(has_room) {
+            return;
+        }
+        // as many as before, about
+        let room = self.chapters.back().map_or(0, |chapter| chapter.turns.len());
+        let chapter = Chapter::new(now, room);
+        self.rest += chapter.rest();
+        self.chapters.push_back(chapter);
     }
 
-    fn read(&self, answer: Answer) -> Option<KeptAnswer> {
-        let mut fields = Bytes::from(self.tape.read(answer.at, answer.bytes()));
-        let body = fields.split_off(usize::try_from(answer.fields).ok()?);
-        let body = if body.is_empty() { smallvec![] } else { smallvec![body] };
-        Some(KeptAnswer { head: answer.status.map(|status| (status, fields)), body })
+    fn read(&self, answer: Answer) -> KeptAnswer {
+        let fields = self.tape.read(answer.at, answer.fields.into());
+        let fields = match &fields[..] {
+            [fields] => fields.clone(),
+            // it lies across the end of a piece
+            fields => Bytes::from(fields.concat()),
+        };
+        let body = self.tape.read(answer.at + u64::from(answer.fields), answer.body.into());
+        KeptAnswer { head: answer.status.map(|status| (status, fields)), body }
     }
 
-    fn placed(&self, number: Number) -> Option<&Placed> {
-        self.turns.get(usize::try_from(number.wrapping_sub(self.first)).ok()?)
+    fn chapter_of(&self, number: Number) -> Option<usize> {
+        usize::try_from(number.chapter.wrapping_sub(self.first)).ok()
+    }
+
+    fn placed(&self, number: Number) -> Option<(&Chapter, &Placed)> {
+        let chapter = self.chapters.get(self.chapter_of(number)?)?;
+        Some((chapter, chapter.turn(number.place)?))
     }
 
     fn placed_mut(&mut self, number: Number) -> Option<&mut Placed> {
-        self.turns.get_mut(usize::try_from(number.wrapping_sub(self.first)).ok()?)
+        let chapter = self.chapter_of(number)?;
+        self.chapters.get_mut(chapter)?.turns.get_mut(usize::from(number.place))
     }
 
-    /// The turn of this number, to be followed. All who do at one time follow the same one.
-    pub(super) fn turn(&mut self, number: Number) -> Option<Arc<Turn>> {
-        let again = self.placed(number)?.again.as_ref();
-        if let Some(turn) = again.and_then(|again| again.turn.upgrade()) {
-            return Some(turn);
+    fn kept(&self, number: Number) -> Option<Kept> {
+        let (chapter, placed) = self.placed(number)?;
+        let Placed { message, sends, streams, began, is_delivered, .. } = *placed;
+        let (facts, exchange) = chapter.facts(placed);
+        let key = Arc::clone(chapter.key(placed)?);
+        let answer = chapter.answer(placed).map(|answer| self.read(answer));
+        let more = chapter.more(placed).cloned().unwrap_or_default();
+        Some(Kept { number, message, key, sends, streams, began, facts, exchange, answer, is_delivered, more })
+    }
+
+    /// The turn of this number and the place of one more who follows it. `None` for the place: its answer is not there
+    /// any more.
+    pub(super) fn follow(&mut self, number: Number) -> Option<(Arc<Turn>, Option<usize>)> {
+        let turn = Turn::again(self.kept(number)?);
+        let place = turn.log.enter();
+        if place.is_some()
+            && let Some(placed) = self.placed_mut(number)
+        {
+            placed.followers += 1;
         }
-        let delivered = again.map_or_else(Arc::default, |again| Arc::clone(&again.delivered));
-        let turn = self.copy(number, &delivered)?;
-        let placed = self.placed_mut(number)?;
-        let before = placed.bytes();
-        placed.again = Some(Box::new(Again { turn: Arc::downgrade(&turn), delivered }));
-        let more = placed.bytes() - before;
-        self.rest += more;
-        Some(turn)
+        Some((turn, place))
     }
 
-    /// A copy of the turn of this number that nobody else has. `delivered` is set once somebody has got all of it.
-    pub(super) fn copy(&self, number: Number, delivered: &Arc<AtomicBool>) -> Option<Arc<Turn>> {
-        let Placed { turn, answer, .. } = self.placed(number)?;
-        let mut kept = turn.clone();
-        kept.log.answer = answer.and_then(|answer| self.read(answer));
-        kept.log.is_delivered |= delivered.load(Ordering::Relaxed);
-        Some(Turn::again(kept, Arc::clone(delivered)))
+    /// One who followed the turn of this number has left it. `has_all`: somebody has got all of its answer.
+    pub(super) fn left(&mut self, number: Number, has_all: bool) {
+        if let Some(placed) = self.placed_mut(number) {
+            placed.followers = placed.followers.saturating_sub(1);
+            placed.is_delivered |= has_all;
+        }
+    }
+
+    /// All gateways have been told of the turn of this number.
+    pub(super) fn told(&mut self, number: Number) {
+        let chapter = self.chapter_of(number).and_then(|chapter| self.chapters.get_mut(chapter));
+        if let Some(more) = chapter.and_then(|chapter| chapter.more_mut(number.place)) {
+            more.is_told = true;
+        }
+    }
+
+    /// The turn of this number, if all gateways have been told of it, to be told again.
+    pub(super) fn to_tell(&self, number: Number) -> Option<Arc<Turn>> {
+        let (chapter, placed) = self.placed(number)?;
+        let is_told = chapter.more(placed).is_some_and(|more| more.is_told);
+        if is_told { self.kept(number).map(Turn::again) } else { None }
     }
 
     pub(super) fn message(&self, number: Number) -> Option<&Index> {
-        self.placed(number).map(Placed::message)
+        self.placed(number).map(|(_, placed)| &placed.message)
+    }
+
+    pub(super) fn is_stream(&self, number: Number) -> bool {
+        self.placed(number).is_some_and(|(_, placed)| placed.streams)
     }
 
     /// All numbers there are, the oldest first.
-    pub(super) fn numbers(&self) -> impl Iterator<Item = Number> + use<> {
-        let first = self.first;
-        (0..Number::try_from(self.turns.len()).unwrap_or(Number::MAX)).map(move |place| first.wrapping_add(place))
+    pub(super) fn numbers(&self) -> Vec<Number> {
+        let places = |(chapter, turns): (u32, usize)| {
+            (0..u16::try_from(turns).unwrap_or(u16::MAX)).map(move |place| Number { chapter, place })
+        };
+        self.numbered().map(|(number, chapter)| (number, chapter.turns.len())).flat_map(places).collect()
     }
 
-    /// The latest turn with this index.
-    pub(super) fn find(&self, index: &Index) -> Option<(Number, &Placed)> {
-        let number = *self.latest.get(&beginning(index))?;
-        self.placed(number).filter(|placed| placed.has(index)).map(|placed| (number, placed))
+    fn numbered(&self) -> impl DoubleEndedIterator<Item = (u32, &Chapter)> {
+        let number = |(at, chapter)| (self.first.wrapping_add(u32::try_from(at).unwrap_or(0)), chapter);
+        self.chapters.iter().enumerate().map(number)
     }
 
-    /// The turns with this message, the latest first, [`MOST_ALIKE`] of them at most.
-    pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = (Number, &'a Placed)> {
-        let mut next = self.latest.get(&beginning(message)).copied();
-        std::iter::from_fn(move || {
-            let number = next?;
-            let placed = self.placed(number)?;
-            next = Some(placed.older);
-            Some((number, placed))
-        })
-        .take(MOST_ALIKE)
-        .filter(move |(_, placed)| placed.message() == message)
+    /// The latest turn with this index, and when it began.
+    pub(super) fn find(&self, index: &Index) -> Option<(Number, Instant)> {
+        let latest = || {
+            let mut chapters = self.numbered().rev();
+            chapters.find_map(|(number, chapter)| Some(Number { chapter: number, place: chapter.find(index)? }))
+        };
+        let number = self.find_newest(index).map(|(number, _)| number).or_else(latest)?;
+        self.placed(number).map(|(_, placed)| (number, placed.began))
+    }
+
+    fn find_newest(&self, newest: &Index) -> Option<(Number, &Placed)> {
+        let number = *self.newest.get(&beginning(newest))?;
+        let (chapter, placed) = self.placed(number)?;
+        chapter.more(placed).is_some_and(|more| more.newest == Some(*newest)).then_some((number, placed))
+    }
+
+    /// The turns with this message, the latest first, [`MOST_ALIKE`] of them at most: where each is, whether it is
+    /// abandoned, and when it began.
+    pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = (Number, bool, Instant)> {
+        let in_chapter = |(number, chapter): (u32, &'a Chapter)| {
+            let placed = chapter.alike(message).filter_map(|place| Some((place, chapter.turn(place)?)));
+            placed.map(move |(place, turn)| (Number { chapter: number, place }, turn.is_abandoned(), turn.began))
+        };
+        self.numbered().rev().flat_map(in_chapter).take(MOST_ALIKE)
     }
 
     /// The latest stream of a conversation is not the newest turn there any more, if it began before.
     pub(super) fn supersede(&mut self, newest: &Index, began: Instant) {
-        let Some((number, _)) = self.find(newest).filter(|(_, placed)| placed.began() <= began) else { return };
-        self.latest.remove(&beginning(newest));
-        if let Some(more) = self.placed_mut(number).and_then(|placed| placed.turn.more.as_mut()) {
-            more.is_newest = false;
+        if self.find_newest(newest).is_some_and(|(_, placed)| placed.began <= began) {
+            self.newest.remove(&beginning(newest));
         }
     }
 
-    /// The oldest turn that has its answer gives it up. False: none has one.
-    pub(super) fn give_up_an_answer(&mut self) -> bool {
-        while let Some(placed) = self.turns.get_mut(self.stripped) {
+    /// The oldest chapter that has answers gives them up. False: none has any.
+    pub(super) fn give_up_answers(&mut self) -> bool {
+        while let Some(chapter) = self.chapters.get_mut(self.stripped) {
             self.stripped += 1;
-            if let Some(answer) = placed.answer.take_if(|answer| answer.bytes() > 0) {
-                self.answers -= answer.bytes();
-                self.tape.free_before(answer.at + answer.bytes());
+            chapter.is_stripped = true;
+            let answers = std::mem::take(&mut chapter.answers);
+            if answers > 0 {
+                self.answers -= answers;
+                self.tape.free_before(chapter.end);
                 return true;
             }
         }
         false
     }
 
-    /// The oldest turn is not known any more. False: there is none.
+    /// The turns of the oldest chapter are not known any more. False: there is none.
     pub(super) fn forget_oldest(&mut self) -> bool {
-        let Some(placed) = self.turns.pop_front() else { return false };
-        for index in std::iter::once(*placed.message()).chain(placed.others()) {
-            let beginning = beginning(&index);
-            if self.latest.get(&beginning) == Some(&self.first) {
-                self.latest.remove(&beginning);
+        let Some(chapter) = self.chapters.pop_front() else { return false };
+        for newest in chapter.more.iter().filter_map(|more| more.newest) {
+            let newest = beginning(&newest);
+            if self.newest.get(&newest).is_some_and(|number| number.chapter == self.first) {
+                self.newest.remove(&newest);
             }
         }
         self.first = self.first.wrapping_add(1);
         self.stripped = self.stripped.saturating_sub(1);
-        self.streams -= usize::from(placed.turn.streams);
-        self.rest -= placed.bytes();
-        if let Some(answer) = placed.answer {
-            self.answers -= answer.bytes();
-            self.tape.free_before(answer.at + answer.bytes());
-        }
+        self.len -= chapter.turns.len();
+        self.streams -= chapter.streams;
+        self.rest -= chapter.rest();
+        self.answers -= chapter.answers;
+        self.tape.free_before(chapter.end);
         true
     }
 
-    /// The oldest ended so long before `now`.
+    /// All of the oldest chapter ended so long before `now`.
     pub(super) fn has_expired(&self, now: Instant, window: Duration) -> bool {
-        self.turns.front().is_some_and(|placed| now.saturating_duration_since(placed.turn.over) >= window)
+        self.chapters.front().is_some_and(|chapter| now.saturating_duration_since(chapter.until) >= window)
     }
+}
+
+/// Writes what was said to the tape.
+fn write(tape: &mut Tape, fields: &mut Vec<u8>, said: &Said<'_>) -> Option<Answer> {
+    fields.clear();
+    said.pack_head(fields);
+    let body: usize = said.body().map(Bytes::len).sum();
+    // what a log holds is shorter
+    let (fields_length, body) = (fields.len().try_into().ok()?, body.try_into().ok()?);
+    let answer = Answer { status: said.status(), at: tape.end, fields: fields_length, body };
+    tape.write(fields);
+    said.body().for_each(|piece| tape.write(piece));
+    Some(answer)
 }

@@ -4,24 +4,19 @@
 //! was such a turn is known still. Only when answers take no more than a quarter of the room are the oldest turns
 //! forgotten, and a repeat of theirs is a new turn.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::log::Phase;
+use super::log::{Ended, Phase};
 use super::past::{self, MOST_ALIKE, Past};
 use super::shared::Turn;
 use super::{Dedupe, Index, Settings, marks};
 use crate::error::Error;
 use crate::telemetry::metrics::TurnMetrics;
-
-/// About so many turns that are over are not packed yet, and those that somebody still has a part in.
-const LATELY: usize = 16;
-/// Bytes that one of those takes beside its answer; the maps' share is a guess.
-const OVERHEAD: u64 = (size_of::<Turn>() + 256) as u64;
 
 /// Turns with one index; there is seldom more than one.
 type Alike = SmallVec<[Arc<Turn>; 1]>;
@@ -33,29 +28,28 @@ pub(super) struct Registry {
 
 #[derive(Default)]
 struct Inner {
-    /// Those that run and those that ended lately.
+    /// Those that run.
     by: HashMap<Index, Alike, RandomState>,
-    /// Those that ended lately.
-    lately: VecDeque<Lately>,
-    /// Bytes of those.
-    lately_bytes: u64,
-    /// Those that ended before.
-    past: Past,
-    /// So many of `by` are streams.
+    /// So many of them are streams.
     streams: usize,
+    /// Those that are over.
+    past: Past,
 }
 
-struct Lately {
-    over: Instant,
-    /// What it is counted with.
-    bytes: u64,
-    turn: Arc<Turn>,
+/// A turn that a send or a client repeats, and the place at its log of one more who follows it.
+pub(super) struct Repeated {
+    pub turn: Arc<Turn>,
+    /// None: its answer is not there any more.
+    pub place: Option<usize>,
 }
+
+/// The turn is no stream.
+pub(super) struct NoStream;
 
 /// A turn that is known.
 enum Known {
     Live(Arc<Turn>),
-    /// It is packed.
+    /// It is over.
     Past(past::Number),
 }
 
@@ -117,7 +111,7 @@ impl Inner {
     /// The turn with this index that began last.
     fn newest(&self, index: &Index) -> Option<Known> {
         let live = self.by.get(index).into_iter().flatten().map(|turn| (turn.began, Known::Live(Arc::clone(turn))));
-        let past = self.past.find(index).map(|(number, turn)| (turn.began(), Known::Past(number)));
+        let past = self.past.find(index).map(|(number, began)| (began, Known::Past(number)));
         live.chain(past).max_by_key(|(began, _)| *began).map(|(_, known)| known)
     }
 
@@ -151,74 +145,24 @@ impl Inner {
         let live = self.by.get(message).into_iter().flatten().rev();
         let live = live.map(|turn| (turn.log.is_abandoned(), turn.began, Known::Live(Arc::clone(turn))));
         let past = self.past.alike(message);
-        let past = past.map(|(number, turn)| (turn.is_abandoned(), turn.began(), Known::Past(number)));
+        let past = past.map(|(number, is_abandoned, began)| (is_abandoned, began, Known::Past(number)));
         let alike = live.chain(past).take(MOST_ALIKE);
         alike.max_by_key(|(is_abandoned, began, _)| (*is_abandoned, *began)).map(|(_, _, known)| known)
     }
 
-    /// The turn itself, to be followed.
-    fn turn(&mut self, known: Known) -> Option<Arc<Turn>> {
+    /// One more follows it.
+    fn follow(&mut self, known: Known) -> Option<Repeated> {
         match known {
-            Known::Live(turn) => Some(turn),
-            Known::Past(number) => self.past.turn(number),
+            Known::Live(turn) => Some(Repeated { place: turn.log.enter(), turn }),
+            Known::Past(number) => self.past.follow(number).map(|(turn, place)| Repeated { turn, place }),
         }
     }
 
-    fn push_lately(&mut self, over: Instant, turn: Arc<Turn>) {
-        let bytes = turn.log.held() + OVERHEAD;
-        self.lately_bytes += bytes;
-        self.lately.push_back(Lately { over, bytes, turn });
-    }
-
-    fn pop_lately(&mut self) -> Option<(Instant, Arc<Turn>)> {
-        let Lately { over, bytes, turn } = self.lately.pop_front()?;
-        self.lately_bytes -= bytes;
-        Some((over, turn))
-    }
-
-    /// Packs the turn that ended first of those that ended lately. One that somebody has a part in goes to their end.
-    fn pack(&mut self) {
-        let Some((over, turn)) = self.pop_lately() else { return };
-        let has_others = Arc::strong_count(&turn) > 1 + Self::known_by(&turn).count();
-        match (!has_others).then(|| turn.keep(over)).flatten() {
-            Some(kept) => {
-                self.remove(&turn);
-                self.past.push(kept);
-            }
-            None => self.push_lately(over, turn),
-        }
-    }
-
-    /// Bytes of all answers.
-    fn answers(&self) -> u64 {
-        self.past.answers() + self.lately_bytes - OVERHEAD * self.lately.len() as u64
-    }
-
-    /// The oldest answer is given up. False: there is none.
-    fn give_up_an_answer(&mut self) -> bool {
-        if self.past.give_up_an_answer() {
-            return true;
-        }
-        // more of them than usual are there only as long as they are followed, and then this would not help
-        let lately = self.lately.iter_mut().take(2 * LATELY).find(|lately| lately.bytes > OVERHEAD);
-        let Some(lately) = lately else { return false };
-        lately.turn.log.keep_nothing();
-        self.lately_bytes -= lately.bytes - OVERHEAD;
-        lately.bytes = OVERHEAD;
-        true
-    }
-
-    /// Gives up an answer or forgets a turn. False: there is nothing more to be given up.
+    /// Gives up answers or forgets turns. False: there is nothing more to be given up.
     fn make_room(&mut self, max_total: u64) -> bool {
-        let may_forget = self.answers() <= max_total / 4;
-        let is_too_much_without = self.bytes() - self.answers() > max_total;
-        may_forget && self.past.forget_oldest()
-            || self.give_up_an_answer()
-            || is_too_much_without && self.past.forget_oldest()
-    }
-
-    fn bytes(&self) -> u64 {
-        self.lately_bytes + self.past.bytes()
+        let past = &mut self.past;
+        let may_forget = past.answers() <= max_total / 4;
+        may_forget && past.forget_oldest() || past.give_up_answers() || past.forget_oldest()
     }
 
     fn expire(&mut self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
@@ -226,15 +170,9 @@ impl Inner {
         while self.past.has_expired(now, window) {
             self.past.forget_oldest();
         }
-        while self.lately.front().is_some_and(|lately| now.saturating_duration_since(lately.over) >= window)
-            && let Some((_, turn)) = self.pop_lately()
-        {
-            self.remove(&turn);
-        }
-        while self.bytes() > max_total && self.make_room(max_total) {}
-        let known = self.lately.len() + self.past.len();
-        metrics.kept.set(i64::try_from(known).unwrap_or(i64::MAX));
-        metrics.log_bytes.set(i64::try_from(self.bytes()).unwrap_or(i64::MAX));
+        while self.past.bytes() > max_total && self.make_room(max_total) {}
+        metrics.kept.set(i64::try_from(self.past.len()).unwrap_or(i64::MAX));
+        metrics.log_bytes.set(i64::try_from(self.past.bytes()).unwrap_or(i64::MAX));
     }
 }
 
@@ -243,14 +181,14 @@ impl Registry {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes `new` known, unless it repeats a turn that is.
-    pub(super) fn claim(&self, new: &Arc<Turn>, dedupe: Dedupe) -> Result<Option<Arc<Turn>>, Error> {
+    /// Makes `new` known, unless it repeats a turn that is. Whoever gets that one follows it.
+    pub(super) fn claim(&self, new: &Arc<Turn>, dedupe: Dedupe) -> Result<Option<Repeated>, Error> {
         let mut inner = self.lock();
         if dedupe != Dedupe::Off
             && let Some(known) = inner.repeated(new, dedupe)?
-            && let Some(turn) = inner.turn(known)
+            && let Some(repeated) = inner.follow(known)
         {
-            return Ok(Some(turn));
+            return Ok(Some(repeated));
         }
         inner.add_all(new);
         Ok(None)
@@ -264,23 +202,35 @@ impl Registry {
         }
     }
 
-    /// The turns that are over and known by now, the oldest first: numbers to ask [`Registry::packed`] with, and what
-    /// ended lately.
-    pub(super) fn all_over(&self) -> (impl Iterator<Item = past::Number> + use<>, Vec<Arc<Turn>>) {
-        let inner = self.lock();
-        (inner.past.numbers(), inner.lately.iter().map(|lately| Arc::clone(&lately.turn)).collect())
+    /// The turns that are over by now, the oldest first.
+    pub(super) fn all_over(&self) -> Vec<past::Number> {
+        self.lock().past.numbers()
     }
 
-    /// A copy of the packed turn of this number, if it is still known.
-    pub(super) fn packed(&self, number: past::Number) -> Option<Arc<Turn>> {
-        self.lock().past.copy(number, &Arc::default())
+    /// The turn of this number, if all gateways have been told of it, to be told again.
+    pub(super) fn to_tell(&self, number: past::Number) -> Option<Arc<Turn>> {
+        self.lock().past.to_tell(number)
     }
 
-    /// The turn with this index that began last.
-    pub(super) fn find(&self, index: &Index) -> Option<Arc<Turn>> {
+    /// All gateways have been told of the turn of this number.
+    pub(super) fn told(&self, number: past::Number) {
+        self.lock().past.told(number);
+    }
+
+    /// One who followed the turn of this number has left it. `has_all`: somebody has got all of its answer.
+    pub(super) fn left(&self, number: past::Number, has_all: bool) {
+        self.lock().past.left(number, has_all);
+    }
+
+    /// Follows the turn with this index that began last. An error: it is no stream.
+    pub(super) fn follow_stream(&self, index: &Index) -> Result<Option<Repeated>, NoStream> {
         let mut inner = self.lock();
-        let known = inner.newest(index)?;
-        inner.turn(known)
+        let Some(known) = inner.newest(index) else { return Ok(None) };
+        let is_stream = match &known {
+            Known::Live(turn) => turn.streams,
+            Known::Past(number) => inner.past.is_stream(*number),
+        };
+        if is_stream { Ok(inner.follow(known)) } else { Err(NoStream) }
     }
 
     /// `turn` never was: what repeats it starts anew.
@@ -289,19 +239,21 @@ impl Registry {
         self.lock().remove(turn);
     }
 
-    /// `turn` is over and can be repeated for a window from now.
-    pub(super) fn over(&self, turn: &Arc<Turn>, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
+    /// `turn` ends `now`, and can be repeated for a window from then.
+    pub(super) fn over(
+        &self,
+        turn: &Arc<Turn>,
+        ended: Ended,
+        now: Instant,
+        settings: &Settings,
+        metrics: &TurnMetrics,
+    ) {
         let mut inner = self.lock();
         if !turn.streams {
             inner.supersede(turn);
         }
-        inner.push_lately(now, Arc::clone(turn));
-        // two, so that those that could not be packed do not become more and more
-        for _ in 0..2 {
-            if inner.lately.len() > LATELY {
-                inner.pack();
-            }
-        }
+        inner.remove(turn);
+        inner.past.push(turn, ended, now, settings);
         inner.expire(now, settings, metrics);
     }
 

@@ -52,7 +52,7 @@ impl Relay<'_> {
         match body.as_whole() {
             Some(whole) if !is_stream(&head) => {
                 let outcome = self.read(head.status, whole);
-                self.log().fill(head, whole);
+                self.log().fill(head, whole.clone(), self.turn.is_known_to_all());
                 ControlFlow::Break(outcome)
             }
             _ => ControlFlow::Continue((head, body)),

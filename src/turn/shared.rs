@@ -96,36 +96,14 @@ impl Turn {
         }))
     }
 
-    /// What is kept of it, which was over at `over`. None: somebody still follows.
-    pub(super) fn keep(&self, over: Instant) -> Option<Kept> {
-        let log = self.log.keep()?;
-        let Self { id, marks, key, sends, streams, began, newest, run, followed, .. } = self;
-        let more = More {
-            id: *id,
-            otid: marks.otid,
-            idempotency: marks.idempotency,
-            newest: newest.get().copied(),
-            is_newest: self.may_be_newest(),
-            by_run: self.by_run(),
-            run: run.get().cloned(),
-            followed: followed.get().copied(),
-            among_all: self.is_known_to_all().then(|| (self.log.max(), self.window)),
-        };
-        let more = (more != More::default()).then(|| Box::new(more));
-        let (message, key) = (marks.message, Arc::clone(key));
-        let (facts, exchange) = (self.facts.now(), self.facts.exchange());
-        Some(Kept { message, key, sends: *sends, streams: *streams, began: *began, over, facts, exchange, log, more })
-    }
-
-    /// A turn that was kept, to be followed again. `delivered` is set once somebody has got all of it.
-    pub(super) fn again(kept: Kept, delivered: Arc<AtomicBool>) -> Arc<Self> {
-        let Kept { message, key, sends, streams, began, facts, exchange, log, more, .. } = kept;
-        let More { id, otid, idempotency, newest, run, followed, among_all, .. } =
-            more.map(|more| *more).unwrap_or_default();
+    /// A turn that was kept, to be followed again.
+    pub(super) fn again(kept: Kept) -> Arc<Self> {
+        let Kept { number, message, key, sends, streams, began, facts, exchange, answer, is_delivered, more } = kept;
+        let More { id, otid, idempotency, newest, run, followed, among_all, broken, .. } = more;
         let (max_log, window) = among_all.unwrap_or_default();
         Arc::new(Self {
             id,
-            log: Log::again(log, max_log, &exchange, delivered),
+            log: Log::again(number, answer, broken.as_deref(), is_delivered, max_log, &exchange),
             facts: TurnFacts::of(facts, exchange),
             marks: Marks { message, otid, idempotency },
             // a turn that is over has no lane, and what it is found by was kept
@@ -166,12 +144,17 @@ impl Turn {
 
     /// What the request that began it here is of the turn.
     pub(super) fn part(&self) -> Part {
-        self.followed.get().copied().unwrap_or(Part::Started)
+        self.followed().unwrap_or(Part::Started)
+    }
+
+    /// How it is a part of another gateway's turn, if it is.
+    pub(super) fn followed(&self) -> Option<Part> {
+        self.followed.get().copied()
     }
 
     /// This gateway sends it to Letta.
     pub(super) fn is_ours(&self) -> bool {
-        self.followed.get().is_none()
+        self.followed().is_none()
     }
 
     /// It never reached Letta, or was refused there: who sends it again begins anew.

@@ -17,7 +17,7 @@ use super::follow::{Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
 use super::log::{Ended, Head, Phase};
 use super::marks::{Marks, Target};
-use super::registry::Registry;
+use super::registry::{NoStream, Registry, Repeated};
 use super::resume::{self, Asked};
 use super::shared::{Beginning, Turn};
 use super::{Dispatch, Index, Settings};
@@ -63,7 +63,7 @@ enum Sent {
     /// It can be no turn.
     NoTurn(Box<Parts>, Option<Box<Seat>>),
     /// It is a repeat of this one.
-    Known(Arc<Turn>),
+    Known(Repeated),
     /// Its turn has a task of its own.
     Stream(Follower),
     /// Its turn is for the task of its client to drive, until the answer is there.
@@ -156,7 +156,7 @@ impl Turns {
         match self.begin(sends, parts, read, seat, record, below)? {
             // boxed: what is rare must not be the larger future
             Sent::NoTurn(parts, seat) => Box::pin(pass(parts, seat, record, below)).await,
-            Sent::Known(turn) => Box::pin(self.repeat(&turn, record)).await,
+            Sent::Known(repeated) => Box::pin(self.repeat(repeated, record)).await,
             Sent::Stream(follower) => self.stream(follower, record).await,
             Sent::Begun(engine, follower) => {
                 let head = engine.head(&follower).await;
@@ -204,7 +204,7 @@ impl Turns {
         let beginning = Beginning { marks, target, sends, key: &key.id, streams, is_retry, began };
         let turn = desk.turn(beginning)?;
         // a follower before it is known: nobody else can be its last
-        let follower = Follower::of(&turn, &desk.metrics)?;
+        let follower = Follower::first(&turn, desk)?;
         if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe)? {
             return Ok(Sent::Known(known));
         }
@@ -229,11 +229,12 @@ impl Turns {
     }
 
     /// Answers a send whose turn is known.
-    async fn repeat(&self, turn: &Arc<Turn>, record: &mut Record) -> Result<Response, Error> {
+    async fn repeat(&self, repeated: Repeated, record: &mut Record) -> Result<Response, Error> {
+        let turn = Arc::clone(&repeated.turn);
         let part = if turn.log.phase() == Phase::Over { Part::Replayed } else { Part::Joined };
         self.desk.metrics.turns.repeat(part.as_str());
-        record.turn = Some((part, SharedFacts::of(turn)));
-        let follower = Follower::of(turn, &self.desk.metrics)?;
+        record.turn = Some((part, SharedFacts::of(&turn)));
+        let follower = Follower::of(repeated, &self.desk)?;
         if turn.streams && part == Part::Joined {
             return self.stream(follower, record).await;
         }
@@ -280,8 +281,10 @@ impl Turns {
     /// A follower of the stream that `key` finds by `index`, on this gateway or another.
     async fn known(&self, index: &Index, key: &Arc<str>, record: &Record) -> Result<Option<Follower>, Error> {
         let desk = &self.desk;
-        if let Some(turn) = desk.registry.find(index) {
-            return turn.streams.then(|| Follower::of(&turn, &desk.metrics)).transpose();
+        match desk.registry.follow_stream(index) {
+            Ok(Some(repeated)) => return Follower::of(repeated, desk).map(Some),
+            Ok(None) => {}
+            Err(NoStream) => return Ok(None),
         }
         let Some(fleet) = &desk.fleet else { return Ok(None) };
         let Some((theirs, note)) = fleet.find(key, index).await.filter(|(_, note)| note.streams) else {
@@ -291,7 +294,7 @@ impl Turns {
         let (target, sends) = (Target::Conversation(Arc::default()), note.sends);
         let beginning = Beginning { marks, target, sends, key, streams: true, is_retry: false, began: record.started };
         let turn = desk.turn(beginning)?;
-        let follower = Follower::of(&turn, &desk.metrics)?;
+        let follower = Follower::first(&turn, desk)?;
         let mirroring = (Arc::clone(fleet), Arc::clone(&turn));
         desk.tasks.spawn(async move {
             let (fleet, turn) = mirroring;

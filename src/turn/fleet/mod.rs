@@ -35,6 +35,7 @@ const TRIES: u32 = 20;
 
 pub(super) struct Fleet {
     pub store: Arc<SharedTurns>,
+    registry: Arc<Registry>,
     tasks: TaskTracker,
 }
 
@@ -81,8 +82,8 @@ impl Fleet {
         if let Some(previous) = previous.filter(|previous| Arc::ptr_eq(&previous.store, &shared)) {
             return Some(Arc::clone(previous));
         }
-        let fleet = Arc::new(Self { store: shared, tasks: tasks.clone() });
-        tokio::spawn(remind(Arc::downgrade(&fleet), Arc::downgrade(registry)));
+        let fleet = Arc::new(Self { store: shared, registry: Arc::clone(registry), tasks: tasks.clone() });
+        tokio::spawn(remind(Arc::downgrade(&fleet)));
         Some(fleet)
     }
 
@@ -249,7 +250,7 @@ impl Drop for Standing {
 }
 
 /// Tells a Redis that has come back what this gateway knows of turns that are over. Those that run tell it themselves.
-async fn remind(fleet: Weak<Fleet>, registry: Weak<Registry>) {
+async fn remind(fleet: Weak<Fleet>) {
     let mut seen = None;
     loop {
         let Some(store) = fleet.upgrade().map(|fleet| Arc::clone(&fleet.store)) else { return };
@@ -258,13 +259,10 @@ async fn remind(fleet: Weak<Fleet>, registry: Weak<Registry>) {
         drop(store);
         let Ok(since) = back else { continue };
         seen = Some(since);
-        let (Some(fleet), Some(registry)) = (fleet.upgrade(), registry.upgrade()) else { return };
-        let (packed, lately) = registry.all_over();
-        for turn in packed.filter_map(|number| registry.packed(number)).chain(lately) {
-            // one of before there was a Redis has no name among all
-            if turn.is_ours() && turn.is_known_to_all() {
-                publish::again(&fleet, &turn).await;
-            }
+        let Some(fleet) = fleet.upgrade() else { return };
+        let registry = &fleet.registry;
+        for turn in registry.all_over().into_iter().filter_map(|number| registry.to_tell(number)) {
+            publish::again(&fleet, &turn).await;
         }
     }
 }

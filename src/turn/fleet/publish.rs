@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::{Fleet, PAUSE, TRIES, form};
 use crate::store::{Appended, Piece};
@@ -16,11 +16,25 @@ use crate::turn::shared::Turn;
 /// Between two attempts to tell a Redis that is away.
 const LONG_PAUSE: Duration = Duration::from_millis(500);
 
-/// Tells all of `turn`, until it is over.
+/// Tells all of `turn`, until it is over. What Redis loses after that is told again from what is kept.
 pub(super) async fn publish(fleet: Arc<Fleet>, turn: Arc<Turn>) {
-    let mut teller = Teller { fleet: &fleet, turn: &turn, told: 0, is_cut: false };
+    let seen = tell(&fleet, &turn).await;
+    let Some(number) = turn.log.number() else { return };
+    drop(turn);
+    fleet.registry.told(number);
+    // whoever told again after a loss in the meantime has passed it over
+    if fleet.store.connected_since() != seen
+        && let Some(kept) = fleet.registry.to_tell(number)
+    {
+        again(&fleet, &kept).await;
+    }
+}
+
+/// Tells all of `turn`, until it is over or Redis is gone; since when there had been one.
+async fn tell(fleet: &Arc<Fleet>, turn: &Arc<Turn>) -> Option<Instant> {
+    let mut teller = Teller { fleet, turn, told: 0, is_cut: false };
     let mut seen = fleet.store.connected_since();
-    let mut beats = interval(fleet.beat(&turn));
+    let mut beats = interval(fleet.beat(turn));
     beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
     beats.tick().await;
     loop {
@@ -29,11 +43,11 @@ pub(super) async fn publish(fleet: Arc<Fleet>, turn: Arc<Turn>) {
             news = turn.log.news(teller.next()) => news,
             back = fleet.store.reconnected(seen) => {
                 seen = Some(back);
-                fleet.assure(&turn).await;
+                fleet.assure(turn).await;
                 continue;
             }
             _ = beats.tick() => {
-                fleet.assure(&turn).await;
+                fleet.assure(turn).await;
                 continue;
             }
         };
@@ -48,7 +62,7 @@ pub(super) async fn publish(fleet: Arc<Fleet>, turn: Arc<Turn>) {
                     let is_up = fleet.store.is_up();
                     if !is_up && turn.log.phase() == Phase::Over {
                         // told again when Redis is back
-                        return;
+                        return seen;
                     }
                     sleep(if is_up { PAUSE } else { LONG_PAUSE }).await;
                 }
@@ -58,6 +72,7 @@ pub(super) async fn publish(fleet: Arc<Fleet>, turn: Arc<Turn>) {
         }
     }
     finish(&mut teller).await;
+    seen
 }
 
 /// The last words on a turn that is over.

@@ -2,14 +2,19 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+use smallvec::SmallVec;
+
 /// Bytes of one piece.
 pub(super) const PIECE: usize = 16 * 1024;
 
 /// Bytes one behind the other, written at the end and given back at the beginning.
 #[derive(Default)]
 pub(super) struct Tape {
-    /// All but the last are full.
-    pub(super) pieces: VecDeque<Vec<u8>>,
+    /// Those that are full.
+    pub(super) pieces: VecDeque<Bytes>,
+    /// The one that is written.
+    last: Vec<u8>,
     /// Where the first of them begins.
     start: u64,
     /// Where the next byte is written.
@@ -20,30 +25,32 @@ impl Tape {
     pub(super) fn write(&mut self, mut bytes: &[u8]) {
         self.end += bytes.len() as u64;
         while !bytes.is_empty() {
-            let room = self.pieces.back().map_or(0, |piece| PIECE - piece.len());
-            if room == 0 {
-                self.pieces.push_back(Vec::with_capacity(PIECE));
+            if self.last.capacity() == 0 {
+                self.last = Vec::with_capacity(PIECE);
             }
-            let (now, then) = bytes.split_at(bytes.len().min(if room == 0 { PIECE } else { room }));
-            if let Some(piece) = self.pieces.back_mut() {
-                piece.extend_from_slice(now);
+            let (now, then) = bytes.split_at(bytes.len().min(PIECE - self.last.len()));
+            self.last.extend_from_slice(now);
+            if self.last.len() == PIECE {
+                self.pieces.push_back(std::mem::take(&mut self.last).into());
             }
             bytes = then;
         }
     }
 
-    pub(super) fn read(&self, at: u64, length: u64) -> Vec<u8> {
-        let length = usize::try_from(length).unwrap_or(0);
-        let from = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
-        let mut read = Vec::with_capacity(length);
-        let mut skip = from % PIECE;
-        for piece in self.pieces.iter().skip(from / PIECE) {
-            let part = piece.get(skip..).unwrap_or_default();
-            read.extend_from_slice(part.get(..length - read.len()).unwrap_or(part));
-            if read.len() == length {
-                break;
-            }
-            skip = 0;
+    /// What was written there. Of pieces that are full it is a part, and keeps them: nothing is copied.
+    pub(super) fn read(&self, at: u64, length: u64) -> SmallVec<[Bytes; 1]> {
+        let mut read = SmallVec::new();
+        let mut from = usize::try_from(at.saturating_sub(self.start)).unwrap_or(usize::MAX);
+        let mut left = usize::try_from(length).unwrap_or(0);
+        while left > 0 {
+            let (piece, skip) = (from / PIECE, from % PIECE);
+            let part = skip..PIECE.min(skip + left);
+            let (next, length) = (self.pieces.get(piece), part.len());
+            read.push(match next {
+                Some(piece) => piece.slice(part),
+                None => Bytes::copy_from_slice(self.last.get(part).unwrap_or_default()),
+            });
+            (from, left) = (from + length, left - length);
         }
         read
     }

@@ -1,146 +1,234 @@
-//! What is packed is found, given again, given up and forgotten.
+//! What is over is found, given again, given up and forgotten.
 
 use super::tape::PIECE;
 use super::*;
-use crate::turn::log::{Ended, Head, Log};
+use crate::turn::log::Head;
+use crate::turn::marks::{Marks, Target};
+use crate::turn::shared::Beginning;
 
-fn kept(message: u8, body: &[u8]) -> Kept {
-    let log = Log::new(1 << 20);
-    let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Default::default() };
-    log.fill(head, body);
-    log.end(Ended::Whole);
-    let now = Instant::now();
-    Kept {
-        message: [message; 32],
-        key: "a".into(),
-        sends: Sends::Agent,
-        streams: false,
-        began: now,
-        over: now,
-        facts: Facts::default(),
-        exchange: Exchange::default(),
-        log: log.keep().unwrap(),
-        more: None,
-    }
+/// Room for all, in one chapter.
+fn roomy() -> Settings {
+    Settings::default()
 }
 
-fn stream(message: u8, newest: u8) -> Kept {
-    let (newest, by_run) = (Some([newest; 32]), Some([100 + message; 32]));
-    let more = More { newest, is_newest: true, by_run, ..More::default() };
-    Kept { streams: true, more: Some(Box::new(more)), ..kept(message, b"data: {}\n\n") }
+/// Each turn in a chapter of its own.
+fn narrow() -> Settings {
+    Settings { max_total: 0, ..Settings::default() }
 }
 
-fn body(past: &mut Past, number: Number) -> Option<Vec<u8>> {
-    let answer = past.turn(number)?.log.keep()?.answer?;
-    Some(answer.body.concat())
+fn turn(message: u8, streams: bool, began: Instant) -> Arc<Turn> {
+    let marks = Marks { message: [message; 32], otid: None, idempotency: None };
+    let target = Target::Conversation("conv-1".into());
+    let (sends, key) = (Sends::Conversation, "a".into());
+    let beginning = Beginning { marks, target, sends, key: &key, streams, is_retry: false, began };
+    Turn::new(beginning, 1 << 20, Duration::from_secs(60), false).unwrap()
+}
+
+fn answered(past: &mut Past, message: u8, body: &[u8], settings: &Settings) -> Number {
+    let turn = turn(message, false, Instant::now());
+    let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
+    turn.log.fill(head, Bytes::copy_from_slice(body), false);
+    past.push(&turn, Ended::Whole, Instant::now(), settings);
+    turn.log.number().unwrap()
+}
+
+/// A stream of a run of its own, and what the newest turn of its conversation is found by.
+fn streamed(past: &mut Past, message: u8, began: Instant, settings: &Settings) -> Index {
+    let turn = turn(message, true, began);
+    turn.learn_run(&format!("run-{message}"));
+    turn.log.append(b"data: {}\n\n");
+    past.push(&turn, Ended::Whole, Instant::now(), settings);
+    turn.newest()
+}
+
+fn body(past: &Past, number: Number) -> Option<Vec<u8>> {
+    Some(past.kept(number)?.answer?.body.concat())
 }
 
 /// The lengths of the answers to this message, the latest first.
-fn lengths(past: &mut Past, message: u8) -> Vec<Option<usize>> {
-    let numbers: Vec<Number> = past.alike(&[message; 32]).map(|(number, _)| number).collect();
+fn lengths(past: &Past, message: u8) -> Vec<Option<usize>> {
+    let numbers: Vec<Number> = past.alike(&[message; 32]).map(|(number, ..)| number).collect();
     numbers.into_iter().map(|number| body(past, number).map(|body| body.len())).collect()
+}
+
+fn is_abandoned(past: &Past, message: u8) -> bool {
+    past.alike(&[message; 32]).next().unwrap().1
 }
 
 #[test]
 fn those_with_one_message_are_told_from_the_latest_on_and_no_others() {
-    let mut past = Past::default();
-    for (message, body) in [(1, &b"1"[..]), (2, b"22"), (1, b"333"), (3, b"4444"), (1, b"55555")] {
-        past.push(kept(message, body));
+    for settings in [roomy(), narrow()] {
+        let mut past = Past::default();
+        for (message, body) in [(1, &b"1"[..]), (2, b"22"), (1, b"333"), (3, b"4444"), (1, b"55555")] {
+            answered(&mut past, message, body, &settings);
+        }
+        assert_eq!(lengths(&past, 1), [Some(5), Some(3), Some(1)]);
+        assert_eq!((lengths(&past, 2), lengths(&past, 4)), (vec![Some(2)], vec![]));
     }
-    assert_eq!(lengths(&mut past, 1), [Some(5), Some(3), Some(1)]);
-    assert_eq!((lengths(&mut past, 2), lengths(&mut past, 4)), (vec![Some(2)], vec![]));
-    past.forget_oldest();
-    assert_eq!((lengths(&mut past, 1), lengths(&mut past, 2)), (vec![Some(5), Some(3)], vec![Some(2)]));
 }
 
 #[test]
-fn who_comes_at_one_time_follows_one_turn_and_it_is_told_when_somebody_has_all_of_it() {
+fn a_chapter_is_forgotten_as_a_whole_and_no_other() {
     let mut past = Past::default();
-    past.push(kept(1, b"answer"));
-    let before = past.bytes();
-    let (one, other) = (past.turn(0).unwrap(), past.turn(0).unwrap());
-    assert!(Arc::ptr_eq(&one, &other));
-    let left = one.log.enter().unwrap();
-    assert!(!past.find(&[1; 32]).unwrap().1.is_abandoned(), "somebody reads it");
-    one.log.leave(left);
-    drop((one, other));
-    assert!(past.find(&[1; 32]).unwrap().1.is_abandoned(), "who left has not read it");
-    let (again, bytes) = (past.turn(0).unwrap(), past.bytes());
-    assert!(bytes > before, "what stays of it is counted");
-    let reader = again.log.enter().unwrap();
-    assert_eq!(again.log.whole(reader).unwrap(), "answer");
-    again.log.leave(reader);
-    drop(again);
-    assert!(!past.find(&[1; 32]).unwrap().1.is_abandoned());
-    for _ in 0..100 {
-        past.turn(0).unwrap();
+    for message in [1, 2, 1] {
+        answered(&mut past, message, b"old", &roomy());
     }
-    assert_eq!((past.bytes(), past.tape.pieces.len()), (bytes, 1), "being given again and again takes no more");
-    past.forget_oldest();
-    assert_eq!(past.bytes(), 0);
+    let settings = Settings { window: Duration::ZERO, ..roomy() };
+    answered(&mut past, 1, b"newer", &settings);
+    assert_eq!((past.chapters.len(), past.len()), (2, 4));
+    assert!(past.forget_oldest());
+    assert_eq!((lengths(&past, 1), lengths(&past, 2), past.len()), (vec![Some(5)], vec![], 1));
+    assert!(past.has_expired(Instant::now(), Duration::ZERO) && !past.has_expired(Instant::now(), roomy().window));
+}
+
+#[test]
+fn chapters_are_bounded_in_turns_and_grow_with_their_number() {
+    let mut past = Past::default();
+    for _ in 0..3 * FEW {
+        answered(&mut past, 1, b"", &Settings { max_total: u64::MAX, ..roomy() });
+    }
+    assert_eq!(past.chapters.iter().map(|chapter| chapter.turns.len()).collect::<Vec<_>>(), [FEW; 3]);
+    past.len = 2 * FEW * CHAPTERS;
+    for _ in 0..=2 * FEW {
+        answered(&mut past, 1, b"", &Settings { max_total: u64::MAX, ..roomy() });
+    }
+    let largest = past.chapters.iter().map(|chapter| chapter.turns.len()).max().unwrap();
+    assert!((2 * FEW..3 * FEW).contains(&largest), "{largest}");
+}
+
+#[test]
+fn it_is_told_who_follows_a_turn_and_whether_somebody_has_all_of_it() {
+    let mut past = Past::default();
+    let running = turn(1, false, Instant::now());
+    let first = running.log.enter().unwrap();
+    let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
+    running.log.fill(head, "answer".into(), false);
+    past.push(&running, Ended::Whole, Instant::now(), &roomy());
+    assert!(!is_abandoned(&past, 1), "who followed it while it ran does so still");
+    let (number, has_all) = running.log.leave(first).packed.unwrap();
+    assert!(!has_all);
+    past.left(number, has_all);
+    assert!(is_abandoned(&past, 1), "who left has not read it");
+
+    let (one, other) = (past.follow(number).unwrap(), past.follow(number).unwrap());
+    past.left(number, one.0.log.leave(one.1.unwrap()).packed.unwrap().1);
+    assert!(!is_abandoned(&past, 1), "somebody reads it");
+    let (turn, place) = (other.0, other.1.unwrap());
+    assert_eq!(turn.log.whole(place).unwrap(), "answer");
+    past.left(number, turn.log.leave(place).packed.unwrap().1);
+    assert!(!is_abandoned(&past, 1));
+    assert_eq!(past.placed(number).unwrap().1.followers, 0);
+
+    let bytes = past.bytes();
+    for _ in 0..100 {
+        past.follow(number).unwrap();
+    }
+    assert_eq!(past.bytes(), bytes, "being given again and again takes no more");
+}
+
+#[test]
+fn who_reads_its_head_first_does_not_take_it_from_others() {
+    let mut past = Past::default();
+    let running = turn(1, false, Instant::now());
+    let places = [(); 3].map(|()| running.log.enter().unwrap());
+    let mut headers = http::HeaderMap::new();
+    headers.insert("x-a", http::HeaderValue::from_static("1"));
+    let head = Head { status: http::StatusCode::OK, headers, exchange: Exchange::default() };
+    running.log.fill(head, "answer".into(), false);
+    past.push(&running, Ended::Whole, Instant::now(), &roomy());
+    let cx = std::task::Context::from_waker(std::task::Waker::noop());
+    for place in places {
+        let std::task::Poll::Ready(Ok(head)) = running.log.poll_head(place, &cx) else { panic!("no head") };
+        assert_eq!(head.headers["x-a"], "1");
+        running.log.leave(place);
+    }
+    let kept = past.kept(running.log.number().unwrap()).unwrap().answer.unwrap();
+    assert_eq!(crate::packed::unpack(&kept.head.unwrap().1)["x-a"], "1");
 }
 
 #[test]
 fn what_is_forgotten_leaves_nothing_behind() {
-    let mut past = Past { first: Number::MAX - 3, ..Past::default() };
-    for round in 0..10_u8 {
-        past.push(kept(round % 3, &[round; 100]));
-        past.push(stream(50 + round, 7));
+    for settings in [roomy(), narrow()] {
+        let mut past = Past { first: u32::MAX - 3, ..Past::default() };
+        let mut newest = None;
+        for round in 0..10_u8 {
+            answered(&mut past, round % 3, &[round; 100], &settings);
+            newest = Some(streamed(&mut past, 50 + round, Instant::now(), &settings));
+        }
+        assert_eq!((past.streams(), past.len(), past.numbers().len()), (10, 20, 20));
+        assert!(past.numbers().into_iter().all(|number| past.kept(number).is_some()));
+        let newest = newest.unwrap();
+        let found = |past: &Past, index| past.find(index).and_then(|(number, _)| past.message(number).copied());
+        assert_eq!(found(&past, &newest), Some([59; 32]));
+        past.supersede(&newest, Instant::now());
+        assert_eq!(found(&past, &newest), None, "no older one takes its place");
+        let by_run = crate::turn::marks::run("a", "run-59");
+        assert_eq!(found(&past, &by_run), Some([59; 32]), "by its run it is found still");
+        streamed(&mut past, 60, Instant::now(), &settings);
+        while past.forget_oldest() {}
+        assert_eq!((past.newest.len(), past.bytes(), past.streams(), past.stripped), (0, 0, 0, 0));
+        assert_eq!((past.len(), past.tape.pieces.len()), (0, 0));
     }
-    assert_eq!(past.streams(), 10);
-    assert_eq!(past.find(&[7; 32]).unwrap().1.message(), &[59; 32]);
-    past.supersede(&[7; 32], Instant::now());
-    assert!(past.find(&[7; 32]).is_none());
-    assert_eq!(past.find(&[159; 32]).unwrap().1.message(), &[59; 32], "by its run it is found still");
-    while past.forget_oldest() {}
-    assert_eq!((past.latest.len(), past.bytes(), past.streams(), past.stripped), (0, 0, 0, 0));
-    assert!(past.tape.pieces.len() <= 1);
 }
 
 #[test]
 fn a_stream_that_began_before_the_newest_does_not_become_it() {
-    let mut past = Past::default();
-    let (before, after) = (stream(1, 7), stream(2, 7));
-    assert!(before.began <= after.began);
-    let before = Kept { began: after.began.checked_sub(Duration::from_secs(1)).unwrap(), ..before };
-    past.push(after);
-    past.push(before);
-    assert_eq!(past.find(&[7; 32]).unwrap().1.message(), &[2; 32]);
+    for settings in [roomy(), narrow()] {
+        let mut past = Past::default();
+        let began = Instant::now();
+        let newest = streamed(&mut past, 2, began, &settings);
+        streamed(&mut past, 1, began.checked_sub(Duration::from_secs(1)).unwrap(), &settings);
+        assert_eq!(past.message(past.find(&newest).unwrap().0), Some(&[2; 32]));
+    }
 }
 
 #[test]
 fn the_oldest_answers_are_given_up_first_and_what_had_them_is_known_still() {
     let mut past = Past::default();
-    for message in 0..4 {
-        past.push(kept(message, &[message; 1000]));
-    }
+    let numbers = [0, 1, 2, 3].map(|message| answered(&mut past, message, &[message; 1000], &narrow()));
     let one = past.answers() / 4;
-    assert!(one >= 1000 && past.give_up_an_answer() && past.give_up_an_answer());
+    assert!(one >= 1000 && past.give_up_answers() && past.give_up_answers());
     assert_eq!(past.answers(), 2 * one);
-    let lengths = [0, 1, 2, 3].map(|message| lengths(&mut past, message));
+    let lengths = [0, 1, 2, 3].map(|message| lengths(&past, message));
     assert_eq!(lengths, [[None], [None], [Some(1000)], [Some(1000)]]);
     past.forget_oldest();
-    assert!(past.give_up_an_answer() && past.give_up_an_answer() && !past.give_up_an_answer());
+    assert!(past.give_up_answers() && past.give_up_answers() && !past.give_up_answers());
     assert_eq!((past.answers(), past.len()), (0, 3));
-    assert!(past.turn(1).unwrap().log.enter().is_none(), "it is told that there is no answer any more");
+    assert!(past.follow(numbers[1]).unwrap().1.is_none(), "it is told that there is no answer any more");
+    assert!(past.follow(numbers[0]).is_none());
+
+    // nothing is added to a chapter whose answers are gone
+    answered(&mut past, 9, b"new", &roomy());
+    assert_eq!((past.answers(), self::lengths(&past, 9)), (3, vec![Some(3)]));
 }
 
 #[test]
 fn answers_of_any_length_are_read_as_they_were_written_until_they_are_given_up() {
     let mut past = Past::default();
     let written = |number: usize| -> Vec<u8> { (0..number * 777).map(|at| (at + number) as u8).collect() };
-    for number in 0..60 {
-        past.push(kept(1, &written(number)));
-    }
-    let is_there = |past: &mut Past, number| body(past, number) == Some(written(number as usize));
-    assert!((0..60).all(|number| is_there(&mut past, number)));
+    let numbers: Vec<Number> = (0..60).map(|number| answered(&mut past, 1, &written(number), &narrow())).collect();
+    let is_there = |past: &Past, number: usize| body(past, numbers[number]) == Some(written(number));
+    assert!((0..60).all(|number| is_there(&past, number)));
     let before = past.tape.pieces.len();
-    for given_up in 1..60 {
-        assert!(past.give_up_an_answer());
-        assert_eq!(body(&mut past, given_up), None);
-        assert!((given_up + 1..60).all(|number| is_there(&mut past, number)), "{given_up}");
+    for (given_up, number) in numbers.iter().enumerate().skip(1) {
+        assert!(past.give_up_answers());
+        assert_eq!(body(&past, *number), None);
+        assert!((given_up + 1..60).all(|number| is_there(&past, number)), "{given_up}");
     }
-    assert!(!past.give_up_an_answer());
+    assert!(!past.give_up_answers());
     assert!(past.tape.pieces.len() < before / 10, "what is given up is given back");
-    assert_eq!(past.tape.pieces.iter().map(Vec::capacity).max(), Some(PIECE));
+    assert_eq!(past.tape.pieces.iter().map(Bytes::len).max().unwrap_or(PIECE), PIECE);
+}
+
+#[test]
+fn what_is_read_is_part_of_the_tape_and_not_a_copy_of_it() {
+    let mut past = Past::default();
+    let long = vec![7; 5 * PIECE];
+    let number = answered(&mut past, 1, &long, &roomy());
+    let answer = || past.kept(number).unwrap().answer.unwrap().body;
+    let (one, other) = (answer(), answer());
+    assert_eq!((one.concat(), one.len()), (long, 5));
+    assert!(one.iter().zip(&other).all(|(one, other)| one.as_ptr() == other.as_ptr()));
+    while past.forget_oldest() {}
+    assert!(one.iter().all(|piece| piece.iter().all(|byte| *byte == 7)), "who reads it may read on");
 }

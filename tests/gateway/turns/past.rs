@@ -218,24 +218,24 @@ async fn where_room_is_short_the_oldest_answers_go_first_and_then_the_oldest_tur
     assert_eq!(first.answer().await.status, 200);
     let retry = || post(&proxy, &messages(), HELLO, RETRY);
 
-    others(&mut letta, &proxy, 150, &"long ".repeat(200)).await;
+    others(&mut letta, &proxy, 250, &"long ".repeat(200)).await;
     let gone = proxy.send(retry()).await;
     assert_eq!((gone.status, gone.json()["error"]["type"].as_str()), (410, Some("gateway_answer_not_kept")));
     // what ended last is there
-    for number in [149, 120] {
+    for number in [249, 220] {
         let words = say(&format!("1 {number}"));
         let again = proxy.send(post_as(&proxy, COLLEAGUE, &messages(), &words, RETRY)).await;
         assert_eq!(part(&again), Some("replayed"), "{number}");
     }
-    assert_eq!(letta.sends(), 151);
+    assert_eq!(letta.sends(), 251);
 
-    others(&mut letta, &proxy, 600, "short").await;
+    others(&mut letta, &proxy, 1500, "short").await;
     let anew = Client::sends(&proxy, retry());
     letta.next().await.answer(json(letta_answer("anew")));
     assert_eq!(part(&anew.answer().await), None, "that there was such a turn is not known any more");
-    let again = proxy.send(post_as(&proxy, COLLEAGUE, &messages(), &say("151 599"), RETRY)).await;
+    let again = proxy.send(post_as(&proxy, COLLEAGUE, &messages(), &say("251 1499"), RETRY)).await;
     assert_eq!(part(&again), Some("replayed"));
     let bytes = proxy.metric("letta_gateway_turn_log_bytes").await;
     assert!(bytes <= 262_144.0, "{bytes}");
-    assert_eq!(letta.sends(), 752);
+    assert_eq!(letta.sends(), 1752);
 }

@@ -1,0 +1,298 @@
+//! Turns that were over one after the other. They are found by what is in here, and forgotten together.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use foldhash::fast::RandomState;
+use http::StatusCode;
+use tokio::time::Instant;
+
+use crate::letta::reply::Usage;
+use crate::letta::routes::Sends;
+use crate::store::TurnId;
+use crate::telemetry::metrics::UpstreamMetrics;
+use crate::telemetry::record::Exchange;
+use crate::telemetry::turn::{Facts, Outcome, Part};
+use crate::turn::Index;
+use crate::turn::log::{Ended, Packed};
+use crate::turn::shared::Turn;
+
+/// No place: there is none, or none any more.
+const NONE: u16 = u16::MAX;
+/// Keys and replicas that are looked through for the one of the next turn; more of them are named twice.
+const LOOKED_THROUGH: usize = 8;
+/// Bytes of how a turn failed, about.
+const FAILURE: usize = 2 * size_of::<Ended>() + 128;
+
+/// A turn in its place. Nothing of it has to be let go of: tens of thousands of turns later it is in no cache any more,
+/// and reading it only for that would cost as much as all else that a gateway does for a turn.
+#[derive(Clone, Copy)]
+pub(super) struct Placed {
+    pub message: Index,
+    pub began: Instant,
+    sent: Option<Instant>,
+    answered: Option<Instant>,
+    usage: Option<Usage>,
+    pub answer: Option<Answer>,
+    /// So many follow it.
+    pub followers: u32,
+    /// Somebody has got all of its answer.
+    pub is_delivered: bool,
+    pub streams: bool,
+    pub sends: Sends,
+    outcome: Option<Outcome>,
+    attempts: u8,
+    /// In the lists of the chapter.
+    key: u16,
+    upstream: u16,
+    more: u16,
+    /// The one with the same message before it.
+    pub older: u16,
+}
+
+impl Placed {
+    /// Nobody follows it, and nobody has got all of its answer.
+    pub(super) fn is_abandoned(&self) -> bool {
+        self.followers == 0 && !self.is_delivered
+    }
+}
+
+/// Where an answer is on the tape: the fields of its head, and behind them its body.
+#[derive(Clone, Copy)]
+pub(super) struct Answer {
+    pub status: Option<StatusCode>,
+    pub at: u64,
+    pub fields: u32,
+    pub body: u32,
+}
+
+impl Answer {
+    pub(super) fn bytes(self) -> u64 {
+        u64::from(self.fields) + u64::from(self.body)
+    }
+}
+
+/// What not every turn has.
+#[derive(Clone, Default)]
+pub(in crate::turn) struct More {
+    pub id: TurnId,
+    pub otid: Option<Index>,
+    pub idempotency: Option<Index>,
+    /// What the newest turn of its target is found by.
+    pub newest: Option<Index>,
+    /// What its run is found by, and its run.
+    pub by_run: Option<Index>,
+    pub run: Option<Box<str>>,
+    pub followed: Option<Part>,
+    /// How it is kept for all gateways, if it is: bytes at most, and for how long.
+    pub among_all: Option<(usize, Duration)>,
+    /// Those have been told of it, as far as they can be.
+    pub is_told: bool,
+    pub queued: Duration,
+    pub first_event: Option<Duration>,
+    pub longest_gap: Option<Duration>,
+    /// None: its answer is whole.
+    pub broken: Option<Arc<Ended>>,
+}
+
+impl More {
+    /// `None`: a message that names neither itself nor its run, waited for nothing and was answered by a gateway of its
+    /// own, has nothing of it.
+    fn of(turn: &Turn, facts: &Facts, broken: Option<Arc<Ended>>) -> Option<Self> {
+        let marks = &turn.marks;
+        let (is_known_to_all, run) = (turn.is_known_to_all(), turn.run());
+        let is_plain = marks.otid.is_none() && marks.idempotency.is_none() && run.is_none() && broken.is_none();
+        if is_plain && !turn.streams && !is_known_to_all && turn.is_ours() && facts.queued.is_zero() {
+            return None;
+        }
+        Some(Self {
+            id: turn.id,
+            otid: marks.otid,
+            idempotency: marks.idempotency,
+            newest: (turn.streams || is_known_to_all).then(|| turn.newest()),
+            by_run: turn.by_run(),
+            run: run.map(Box::from),
+            followed: turn.followed(),
+            among_all: is_known_to_all.then(|| (turn.log.max(), turn.window)),
+            is_told: false,
+            queued: facts.queued,
+            first_event: facts.first_event,
+            longest_gap: facts.longest_gap,
+            broken,
+        })
+    }
+
+    /// What the turn is found by here beside its message.
+    fn names(&self) -> impl Iterator<Item = Index> {
+        [self.otid, self.idempotency, self.by_run].into_iter().flatten()
+    }
+
+    /// Bytes that are elsewhere.
+    fn heap(&self) -> usize {
+        self.run.as_ref().map_or(0, |run| run.len()) + self.broken.as_ref().map_or(0, |_| FAILURE)
+    }
+}
+
+/// The turns of some time.
+pub(super) struct Chapter {
+    /// When its first turn was over.
+    pub began: Instant,
+    /// When its last was.
+    pub until: Instant,
+    pub turns: Vec<Placed>,
+    pub more: Vec<More>,
+    keys: Vec<Arc<str>>,
+    upstreams: Vec<Arc<UpstreamMetrics>>,
+    /// The latest by the beginning of each index. That is random: two alike are as rare as two equal indexes.
+    latest: HashMap<u64, u16, RandomState>,
+    /// Where its answers end on the tape.
+    pub end: u64,
+    /// Bytes of its answers that can be given again.
+    pub answers: u64,
+    /// Its answers have been given up.
+    pub is_stripped: bool,
+    /// So many are streams.
+    pub streams: usize,
+    /// Bytes that are in none of the lists.
+    heap: usize,
+}
+
+pub(super) fn beginning(index: &Index) -> u64 {
+    index.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
+/// The place of `one` in `list`, at its end if it is not among the last of it.
+fn place_in<T: ?Sized>(list: &mut Vec<Arc<T>>, one: &Arc<T>) -> u16 {
+    let last = list.iter().enumerate().rev().take(LOOKED_THROUGH);
+    let place = last.into_iter().find(|(_, other)| Arc::ptr_eq(other, one)).map(|(place, _)| place);
+    let place = place.unwrap_or_else(|| {
+        list.push(Arc::clone(one));
+        list.len() - 1
+    });
+    u16::try_from(place).unwrap_or(NONE)
+}
+
+fn listed<T>(list: &[T], place: u16) -> Option<&T> {
+    list.get(usize::from(place))
+}
+
+impl Chapter {
+    /// `room`: of so many turns.
+    pub(super) fn new(began: Instant, room: usize) -> Self {
+        Self {
+            began,
+            until: began,
+            turns: Vec::with_capacity(room),
+            more: Vec::new(),
+            keys: Vec::new(),
+            upstreams: Vec::new(),
+            latest: HashMap::with_capacity_and_hasher(room, RandomState::default()),
+            end: 0,
+            answers: 0,
+            is_stripped: false,
+            streams: 0,
+            heap: 0,
+        }
+    }
+
+    /// Bytes of all of it but its answers.
+    pub(super) fn rest(&self) -> u64 {
+        let lists = self.turns.capacity() * size_of::<Placed>()
+            + self.more.capacity() * size_of::<More>()
+            + (self.keys.capacity() + self.upstreams.capacity()) * size_of::<Arc<str>>();
+        // a table has room for an eighth more than it says
+        let table = self.latest.capacity() * 8 / 7 * (size_of::<(u64, u16)>() + 1);
+        (size_of::<Self>() + lists + table + self.heap) as u64
+    }
+
+    /// Takes up `turn`, which was over at `over`.
+    pub(super) fn push(&mut self, turn: &Turn, over: Instant, packed: Packed<Option<Answer>>) {
+        let Packed { followers, is_delivered, answer, broken } = packed;
+        let (facts, exchange) = (turn.facts.now(), turn.facts.exchange());
+        let place = u16::try_from(self.turns.len()).unwrap_or(NONE);
+        let older = self.latest.insert(beginning(&turn.marks.message), place).unwrap_or(NONE);
+        let more = match More::of(turn, &facts, broken) {
+            None => NONE,
+            Some(more) => {
+                for name in more.names() {
+                    self.latest.insert(beginning(&name), place);
+                }
+                self.heap += more.heap();
+                self.more.push(more);
+                u16::try_from(self.more.len() - 1).unwrap_or(NONE)
+            }
+        };
+        let answer = answer.flatten();
+        self.answers += answer.map_or(0, Answer::bytes);
+        self.streams += usize::from(turn.streams);
+        self.until = over;
+        let key = place_in(&mut self.keys, &turn.key);
+        let upstream = exchange.upstream.as_ref().map_or(NONE, |upstream| place_in(&mut self.upstreams, upstream));
+        self.turns.push(Placed {
+            message: turn.marks.message,
+            began: turn.began,
+            sent: exchange.sent,
+            answered: exchange.answered,
+            usage: facts.usage,
+            answer,
+            followers,
+            is_delivered,
+            streams: turn.streams,
+            sends: turn.sends,
+            outcome: facts.outcome,
+            attempts: exchange.attempts,
+            key,
+            upstream,
+            more,
+            older,
+        });
+    }
+
+    pub(super) fn turn(&self, place: u16) -> Option<&Placed> {
+        listed(&self.turns, place)
+    }
+
+    pub(super) fn more(&self, placed: &Placed) -> Option<&More> {
+        listed(&self.more, placed.more)
+    }
+
+    pub(super) fn more_mut(&mut self, place: u16) -> Option<&mut More> {
+        let more = self.turn(place)?.more;
+        self.more.get_mut(usize::from(more))
+    }
+
+    pub(super) fn key(&self, placed: &Placed) -> Option<&Arc<str>> {
+        listed(&self.keys, placed.key)
+    }
+
+    pub(super) fn facts(&self, placed: &Placed) -> (Facts, Exchange) {
+        let Placed { outcome, usage, attempts, sent, answered, .. } = *placed;
+        let mut facts = Facts { outcome, usage, ..Facts::default() };
+        if let Some(more) = self.more(placed) {
+            (facts.queued, facts.first_event, facts.longest_gap) = (more.queued, more.first_event, more.longest_gap);
+        }
+        let upstream = listed(&self.upstreams, placed.upstream).cloned();
+        (facts, Exchange { upstream, attempts, sent, answered })
+    }
+
+    /// Where its answer is, if that can be given again.
+    pub(super) fn answer(&self, placed: &Placed) -> Option<Answer> {
+        placed.answer.filter(|answer| !self.is_stripped || answer.bytes() == 0)
+    }
+
+    /// The place of the latest turn with this index.
+    pub(super) fn find(&self, index: &Index) -> Option<u16> {
+        let place = *self.latest.get(&beginning(index))?;
+        let placed = self.turn(place)?;
+        let has = placed.message == *index || self.more(placed).is_some_and(|more| more.names().any(|n| n == *index));
+        has.then_some(place)
+    }
+
+    /// The places of the turns with this message, the latest first.
+    pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = u16> + 'a {
+        let latest = self.latest.get(&beginning(message)).copied();
+        let places = std::iter::successors(latest, |place| self.turn(*place).map(|placed| placed.older));
+        places.take_while(|place| self.turn(*place).is_some_and(|placed| placed.message == *message))
+    }
+}
