@@ -42,20 +42,25 @@ pub fn unpack(packed: &Bytes) -> HeaderMap {
     headers
 }
 
-/// A request's target and fields, without its method and its body, which are kept as they are.
+/// A request's target and fields, without its method, and its body if that is short.
 pub struct PackedRequest {
-    /// The target, so many bytes long, then the fields.
+    /// So many bytes of target.
     target: usize,
+    /// So many bytes of fields, and behind them the body.
+    fields: usize,
     bytes: Bytes,
 }
 
 impl PackedRequest {
-    pub fn of<B>(request: &http::Request<B>) -> Self {
+    /// `body`: the request's, to be kept with it.
+    pub fn of<B>(request: &http::Request<B>, body: &[u8]) -> Self {
         let target = request.uri().path_and_query().map_or("/", PathAndQuery::as_str);
-        let mut bytes = Vec::with_capacity(target.len() + size(request.headers()));
+        let mut bytes = Vec::with_capacity(target.len() + size(request.headers()) + body.len());
         bytes.extend_from_slice(target.as_bytes());
         pack(request.headers(), &mut bytes);
-        Self { target: target.len(), bytes: bytes.into() }
+        let (target, fields) = (target.len(), bytes.len() - target.len());
+        bytes.extend_from_slice(body);
+        Self { target, fields, bytes: bytes.into() }
     }
 
     /// The request with `body`.
@@ -64,8 +69,13 @@ impl PackedRequest {
         *request.method_mut() = method;
         // what was a target is one
         *request.uri_mut() = Uri::from_maybe_shared(self.bytes.slice(..self.target)).unwrap_or_default();
-        *request.headers_mut() = unpack(&self.bytes.slice(self.target..));
+        *request.headers_mut() = unpack(&self.bytes.slice(self.target..self.target + self.fields));
         request
+    }
+
+    /// The body that was kept with it.
+    pub fn body(&self) -> Bytes {
+        self.bytes.slice(self.target + self.fields..)
     }
 }
 

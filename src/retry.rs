@@ -150,7 +150,7 @@ impl Spare {
             return None;
         }
         let body = request.body().again()?;
-        Some(Self { method: request.method().clone(), head: PackedRequest::of(request), body })
+        Some(Self { method: request.method().clone(), head: PackedRequest::of(request, b""), body })
     }
 
     fn request(self) -> Request {

@@ -4,7 +4,7 @@
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
 use std::ops::ControlFlow;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use super::conflict::{self, Conflict};
 use super::fleet::{Claimed, Fleet, Mirrored, Standing};
 use super::inquiry::Inquiry;
 use super::lane;
-use super::log::{Ended, Phase};
+use super::log::{Ended, Head, Phase};
 use super::relay::{Relay, Relayed, is_stream};
 use super::shared::Turn;
 use super::step::Desk;
@@ -43,9 +43,13 @@ const LONGEST_CONFLICT: usize = 16 * 1024;
 /// Claims of one turn at most: each but the last found that another gateway's was taken back.
 const MOST_CLAIMS: u32 = 100;
 
+/// A body of no more bytes is packed with its head: it may have come in a buffer that is larger.
+const SHORT: usize = 4096;
+
 /// The message, to be sent as often as it takes until Letta has it.
 pub(super) struct Message {
     head: MessageHead,
+    /// Empty once it is packed.
     body: Bytes,
     /// Its place in memory, as long as it is here.
     held: Option<Held>,
@@ -74,33 +78,38 @@ impl Message {
         (self.head, self.body, self.held) = (MessageHead::Forgotten, Bytes::new(), None);
     }
 
-    /// What is to wait must not keep the buffer it was read into.
-    fn pack(&mut self) {
-        if let MessageHead::AsRead(parts) = &self.head {
-            self.head = MessageHead::Packed(PackedRequest::of(&parts.request));
-        }
+    /// What is to wait must not keep the buffer it was read into. Gives the request as it was read, if it is here still.
+    fn pack(&mut self) -> Option<Box<Parts>> {
+        let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
+            MessageHead::AsRead(parts) => parts,
+            head => {
+                self.head = head;
+                return None;
+            }
+        };
+        let is_short = self.body.len() <= SHORT;
+        let packed = PackedRequest::of(&parts.request, if is_short { &self.body } else { b"" });
+        self.head = MessageHead::Packed(packed);
+        let body = if is_short { std::mem::take(&mut self.body) } else { self.body.clone() };
+        *parts.request.body_mut() = RequestBody::whole(body);
+        Some(parts)
     }
 
     /// To be sent now; it stays here for the next time.
     fn dispatch(&mut self) -> Dispatch {
-        let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
-            MessageHead::AsRead(parts) => {
-                self.head = MessageHead::Packed(PackedRequest::of(&parts.request));
-                parts
+        if let Some(parts) = self.pack() {
+            return Dispatch { parts };
+        }
+        let request = match &self.head {
+            MessageHead::Packed(packed) => {
+                let body = if self.body.is_empty() { packed.body() } else { self.body.clone() };
+                packed.unpack(Method::POST, RequestBody::whole(body))
             }
-            head => {
-                let request = match &head {
-                    MessageHead::Packed(packed) => packed.unpack(Method::POST, RequestBody::empty()),
-                    // what has been answered is not sent again
-                    _ => http::Request::default(),
-                };
-                self.head = head;
-                let (request, route) = (Box::new(request), self.route);
-                Box::new(Parts { request, route, subject: self.subject.clone(), key: self.key.clone() })
-            }
+            // what has been answered is not sent again
+            _ => http::Request::default(),
         };
-        *parts.request.body_mut() = RequestBody::whole(self.body.clone());
-        Dispatch { parts }
+        let (request, route) = (Box::new(request), self.route);
+        Dispatch { parts: Box::new(Parts { request, route, subject: self.subject.clone(), key: self.key.clone() }) }
     }
 }
 
@@ -328,54 +337,72 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Sends the message and relays its answer. An error: it never reached Letta.
     async fn work(&mut self) -> Result<Worked, Error> {
-        let desk = Arc::clone(&self.desk);
-        let turn = Arc::clone(&self.turn);
-        let running = Gauged::new(&desk.metrics.turns.running);
+        let running = Gauged::new(&self.desk.metrics.turns.running);
         let mut patience = Patience { pause: conflict::FIRST_PAUSE, until: None };
-        loop {
-            turn.log.set_phase(Phase::Sent);
-            let dispatch = self.message.dispatch();
-            let below = Arc::clone(&self.below);
-            let left = self.when_left();
-            // a block: what is over with it takes no room beside the answer
-            let response = {
-                // boxed: it is over when the answer begins, and a stream goes on for long
-                let answer = beside(left, boxed::pin(|| below.handle(dispatch, &mut self.record)).as_mut()).await;
-                turn.facts.exchanged(self.record.exchange());
-                match answer {
-                    Ok(response) if response.status() == StatusCode::CONFLICT => {
-                        match Box::pin(self.after_conflict(response, &mut patience)).await? {
-                            Some(response) => response,
-                            None => continue,
-                        }
+        let response = loop {
+            self.turn.log.set_phase(Phase::Sent);
+            let answer = self.exchange().await;
+            self.turn.facts.exchanged(self.record.exchange());
+            match answer {
+                Ok(response) if response.status() == StatusCode::CONFLICT => {
+                    if let Some(response) = Box::pin(self.after_conflict(response, &mut patience)).await? {
+                        break response;
                     }
-                    Ok(response) => response,
-                    Err(error) if error.never_sent() => return Err(error),
-                    Err(error) => return Ok(Worked::Lost { error, as_event: false }),
                 }
-            };
-            self.message.forget();
-            let sent = self.record.sent.unwrap_or(turn.began);
-            let relay = Relay { turn: &turn, desk: &desk, sent };
-            let relayed = match relay.whole(response, self.record.exchange()) {
-                ControlFlow::Break(outcome) => Relayed::Whole(outcome),
-                ControlFlow::Continue((head, body)) if is_stream(&head) => {
-                    turn.log.begin(head, None);
-                    beside(self.when_left(), Box::pin(relay.stream(body)).as_mut()).await
-                }
-                ControlFlow::Continue((head, body)) => {
-                    beside(self.when_left(), Box::pin(relay.pieces(head, body)).as_mut()).await
-                }
-            };
-            drop(running);
-            return Ok(match relayed {
-                Relayed::Whole(outcome) => Worked::Over(outcome),
-                Relayed::BrokenStream(error) => {
-                    desk.metrics.streams_broken.inc();
-                    Worked::Lost { error, as_event: true }
-                }
-                Relayed::BrokenBody(error) => Worked::Lost { error, as_event: false },
-            });
+                Ok(response) => break response,
+                Err(error) if error.never_sent() => return Err(error),
+                Err(error) => return Ok(Worked::Lost { error, as_event: false }),
+            }
+        };
+        self.message.forget();
+        let (head, body) = match self.relay().whole(response, self.record.exchange()) {
+            ControlFlow::Break(outcome) => return Ok(Worked::Over(outcome)),
+            ControlFlow::Continue(parts) => parts,
+        };
+        let relayed = boxed::pin(|| self.relayed(head, body)).await;
+        drop(running);
+        Ok(match relayed {
+            Relayed::Whole(outcome) => Worked::Over(outcome),
+            Relayed::BrokenStream(error) => {
+                self.desk.metrics.streams_broken.inc();
+                Worked::Lost { error, as_event: true }
+            }
+            Relayed::BrokenBody(error) => Worked::Lost { error, as_event: false },
+        })
+    }
+
+    /// One exchange with Letta, up to the head of its answer.
+    fn exchange(&mut self) -> Pin<Box<impl Future<Output = Result<Response, Error>>>> {
+        let (dispatch, left) = (self.message.dispatch(), self.when_left());
+        let Self { below, record, .. } = self;
+        // boxed: it is over when the answer begins, and a stream goes on for long
+        boxed::pin(|| async move {
+            match left {
+                None => below.handle(dispatch, record).await,
+                Some(left) => Box::pin(beside(left, pin!(below.handle(dispatch, record)))).await,
+            }
+        })
+    }
+
+    fn relay(&self) -> Relay<'_> {
+        Relay { turn: &self.turn, desk: &self.desk, sent: self.record.sent.unwrap_or(self.turn.began) }
+    }
+
+    /// Relays an answer that comes in parts.
+    async fn relayed(&self, head: Head, body: Body) -> Relayed {
+        let relay = self.relay();
+        let left = self.when_left();
+        let relayed = async {
+            if is_stream(&head) {
+                self.turn.log.begin(head, None);
+                relay.stream(body).await
+            } else {
+                relay.pieces(head, body).await
+            }
+        };
+        match left {
+            None => relayed.await,
+            Some(left) => beside(left, pin!(relayed)).await,
         }
     }
 
@@ -481,12 +508,11 @@ struct Found {
     response: Response,
 }
 
-/// Drives `other`, if there is one, for as long as `work` takes.
+/// Drives `other` for as long as `work` takes.
 async fn beside<T>(
-    other: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    mut other: Pin<Box<dyn Future<Output = ()> + Send>>,
     mut work: Pin<&mut impl Future<Output = T>>,
 ) -> T {
-    let Some(mut other) = other else { return work.await };
     tokio::select! {
         biased;
         done = &mut work => done,

@@ -45,9 +45,6 @@ const X_QUEUE_POSITION: HeaderName = HeaderName::from_static("x-queue-position")
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// A body of no more bytes is copied: it may have come with its head, in a buffer that is larger.
-const SHORT: usize = 4096;
-
 const UNREAD: &str = "the agent that the message is for cannot be read: the body must be one JSON object in UTF-8, \
                       each name once, of 100,000 values at most";
 const OTID: &str = "a background message to a conversation may be answered with the run of another that has its `otid`: \
@@ -208,7 +205,6 @@ impl Turns {
         if let Some(known) = desk.registry.claim(&turn, desk.settings.dedupe)? {
             return Ok(Sent::Known(known));
         }
-        let body = if body.len() > SHORT { body } else { Bytes::copy_from_slice(&body) };
         record.turn = Some((Part::Started, SharedFacts::of(&turn)));
         let mut engine = boxed::make(|| Engine {
             desk: Arc::clone(desk),

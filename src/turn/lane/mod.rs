@@ -30,7 +30,8 @@ pub(super) struct Lanes {
 
 /// The lane is the turn's until this is dropped.
 pub(super) struct Held {
-    pub lease: Option<Lease>,
+    /// Boxed: the turns of a gateway of its own have none.
+    pub lease: Option<Box<Lease>>,
     _local: local::Held,
     pub deadline: Instant,
 }
@@ -63,7 +64,8 @@ impl Lanes {
             let _waiting = Gauged::new(&metrics.waiting);
             lease = Lease::take(fleet, &self.bells, &self.tasks, turn, settings, deadline)
                 .await
-                .inspect_err(|error| refused(error, metrics))?;
+                .inspect_err(|error| refused(error, metrics))?
+                .map(Box::new);
             if lease.is_none() && on_error == OnStoreError::Deny {
                 return Err(Error::StoreDown);
             }
