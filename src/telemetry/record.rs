@@ -197,25 +197,27 @@ impl Record {
     }
 
     /// Takes over what another record saw of the exchange with a replica.
-    pub fn adopt(&mut self, exchange: &Exchange) {
+    pub fn adopt(&mut self, exchange: Exchange) {
         let Exchange { upstream, attempts, sent, answered } = exchange;
-        (self.upstream, self.attempts) = (upstream.clone(), *attempts);
-        (self.sent, self.answered) = (*sent, *answered);
+        (self.upstream, self.attempts, self.sent, self.answered) = (upstream, attempts, sent, answered);
     }
 
     /// Takes over what is known by now of the turn, which may have had no head yet when the response's went out.
     fn learn_of_turn(&mut self) {
         let Some((part, turn)) = &self.turn else { return };
-        // a response that began with the turn's head has adopted its exchange
-        let is_known = self.sent.is_some() && self.upstream.is_some();
-        let exchange = if is_known { Exchange::default() } else { turn.exchange() };
+        if self.sent.is_some() && self.upstream.is_some() {
+            // its response began with the turn's head and has taken over all that was known then
+            return;
+        }
+        let (facts, exchange) = turn.all();
+        let upstream = self.upstream.take().or(exchange.upstream.clone());
         if *part == Part::Started {
-            self.queued = turn.now().queued;
+            self.queued = facts.queued;
             if self.sent.is_none() && exchange.sent.is_some() {
-                self.adopt(&exchange);
+                self.adopt(exchange);
             }
         }
-        self.upstream = self.upstream.take().or(exchange.upstream);
+        self.upstream = upstream;
     }
 
     /// Notes an error of the gateway's own: its reason, its chain of causes, whose doing it was.

@@ -78,50 +78,53 @@ pub struct Facts {
 /// The facts of one turn and its exchange with a replica: written by the turn, read by the records of all its requests.
 #[derive(Default)]
 pub struct TurnFacts {
-    facts: Mutex<Facts>,
-    exchange: Mutex<Exchange>,
+    state: Mutex<(Facts, Exchange)>,
 }
 
 impl TurnFacts {
     pub fn of(facts: Facts, exchange: Exchange) -> Self {
-        Self { facts: Mutex::new(facts), exchange: Mutex::new(exchange) }
+        Self { state: Mutex::new((facts, exchange)) }
     }
 
     pub fn now(&self) -> Facts {
-        *self.lock()
+        self.lock().0
     }
 
     /// The facts with `change`.
     pub fn set(&self, change: impl FnOnce(&mut Facts)) -> Facts {
-        let mut facts = self.lock();
-        change(&mut facts);
+        let (facts, _) = &mut *self.lock();
+        change(facts);
         *facts
+    }
+
+    /// The facts of a turn that ends with a whole answer.
+    pub fn answered(&self, outcome: Outcome, usage: Option<Usage>, exchange: &Exchange) -> Facts {
+        let (facts, exchanged) = &mut *self.lock();
+        (facts.outcome, facts.usage) = (Some(outcome), usage);
+        exchanged.clone_from(exchange);
+        *facts
+    }
+
+    /// The facts and the exchange with the replica, as far as it has come.
+    pub fn all(&self) -> (Facts, Exchange) {
+        self.lock().clone()
     }
 
     /// The replica that has the message, or was the last to be tried.
     pub fn upstream(&self) -> Option<Arc<UpstreamMetrics>> {
-        self.lock_exchange().upstream.clone()
+        self.lock().1.upstream.clone()
     }
 
     pub fn goes_to(&self, upstream: &Arc<UpstreamMetrics>) {
-        self.lock_exchange().upstream = Some(Arc::clone(upstream));
-    }
-
-    /// The exchange with the replica, as far as it has come.
-    pub fn exchange(&self) -> Exchange {
-        self.lock_exchange().clone()
+        self.lock().1.upstream = Some(Arc::clone(upstream));
     }
 
     pub fn exchanged(&self, exchange: Exchange) {
-        *self.lock_exchange() = exchange;
+        self.lock().1 = exchange;
     }
 
-    fn lock_exchange(&self) -> MutexGuard<'_, Exchange> {
-        self.exchange.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Facts> {
-        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, (Facts, Exchange)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

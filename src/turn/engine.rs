@@ -18,8 +18,8 @@ use super::conflict::{self, Conflict};
 use super::fleet::{Claimed, Fleet, Mirrored, Standing};
 use super::inquiry::Inquiry;
 use super::lane;
-use super::log::{Ended, Head, Phase};
-use super::relay::{Relay, Relayed, is_stream};
+use super::log::{Ended, Ending, Head, Phase, Whole};
+use super::relay::{self, Answered, Relay, Relayed, is_stream};
 use super::shared::Turn;
 use super::step::Desk;
 use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
@@ -29,6 +29,7 @@ use crate::body::room::Held;
 use crate::body::{Body, Permit, RequestBody, Response};
 use crate::boxed;
 use crate::error::Error;
+use crate::letta::reply::Usage;
 use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
 use crate::packed::PackedRequest;
@@ -36,7 +37,7 @@ use crate::step::Handle;
 use crate::store::TurnId;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::Gauged;
-use crate::telemetry::turn::{Outcome, Part};
+use crate::telemetry::turn::{Facts, Outcome, Part};
 
 /// Bytes of a conflict's body at most; a longer one is none.
 const LONGEST_CONFLICT: usize = 16 * 1024;
@@ -145,7 +146,10 @@ struct Patience {
 
 /// How the work on a turn ended.
 enum Worked {
-    Over(Outcome),
+    /// The answer was all there at once.
+    Answered(Answered),
+    /// It came in parts, and is in the log.
+    Relayed(Outcome),
     /// The answer broke off, or never came, after the message may have been read.
     Lost {
         error: Error,
@@ -154,20 +158,32 @@ enum Worked {
 }
 
 impl<B: Handle<Dispatch> + 'static> Engine<B> {
-    /// Works until the turn is over. Boxed: a future holds what it is called with twice.
-    pub(super) async fn run(mut self: Box<Self>) {
+    /// Works until the turn is over. What comes of it is the answer, where whoever drives the turn can be given it by
+    /// hand. Boxed: a future holds what it is called with twice.
+    pub(super) async fn run(mut self: Box<Self>) -> Option<Whole> {
         let unfinished = Unfinished { desk: Arc::clone(&self.desk), turn: Some(Arc::clone(&self.turn)) };
         let (lane, _standing) = match self.prepare().await {
             Ok(Prepared::Ready(lane, standing)) => (lane, standing),
-            Ok(Prepared::Followed(ended)) => return unfinished.followed(ended),
-            Err(error) => return unfinished.never_sent(error),
+            Ok(Prepared::Followed(ended)) => {
+                unfinished.followed(ended);
+                return None;
+            }
+            Err(error) => {
+                unfinished.never_sent(error);
+                return None;
+            }
         };
         match self.work().await {
-            Ok(Worked::Over(outcome)) => {
-                if outcome == Outcome::Refused {
-                    self.bill = None;
+            Ok(Worked::Answered(answered)) => {
+                self.charge(answered.outcome, answered.usage.as_ref());
+                if self.bill.is_none() {
+                    return unfinished.answered(answered, true);
                 }
-                self.charge();
+                unfinished.answered(answered, false);
+            }
+            Ok(Worked::Relayed(outcome)) => {
+                let usage = self.turn.facts.now().usage;
+                self.charge(outcome, usage.as_ref());
                 unfinished.over(outcome, Ended::Whole);
             }
             Ok(Worked::Lost { error, as_event }) => {
@@ -185,23 +201,30 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             }
         }
         drop((lane, self.permit.take()));
-        self.settle().await;
+        if self.bill.is_some() {
+            Box::pin(self.settle()).await;
+        }
+        None
     }
 
-    /// Charges the turn if it is known what it cost.
-    fn charge(&mut self) {
-        if self.bill.is_none() {
-            return;
+    /// Charges a turn that ended well, if it is known what it cost; one that was refused cost nothing.
+    fn charge(&mut self, outcome: Outcome, usage: Option<&Usage>) {
+        if outcome == Outcome::Refused {
+            self.bill = None;
         }
-        let usage = self.turn.facts.now().usage;
+        self.charge_if_known(usage);
+    }
+
+    fn charge_if_known(&mut self, usage: Option<&Usage>) {
         if let Some(bill) = self.bill.take_if(|bill| usage.is_some() || !bill.wants_usage()) {
-            bill.charge(usage.as_ref());
+            bill.charge(usage);
         }
     }
 
     /// Charges a turn whose answer did not tell what it cost with what Letta says when it is asked.
     async fn settle(&mut self) {
-        self.charge();
+        let usage = self.turn.facts.now().usage;
+        self.charge_if_known(usage.as_ref());
         let Some(bill) = self.bill.take() else { return };
         let usage = match self.turn.run() {
             Some(run) => Box::pin(self.inquiry().usage(run, &self.record)).await,
@@ -341,28 +364,30 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let mut patience = Patience { pause: conflict::FIRST_PAUSE, until: None };
         let response = loop {
             self.turn.log.set_phase(Phase::Sent);
-            let answer = self.exchange().await;
-            self.turn.facts.exchanged(self.record.exchange());
-            match answer {
+            match self.exchange().await {
                 Ok(response) if response.status() == StatusCode::CONFLICT => {
                     if let Some(response) = Box::pin(self.after_conflict(response, &mut patience)).await? {
                         break response;
                     }
                 }
                 Ok(response) => break response,
-                Err(error) if error.never_sent() => return Err(error),
-                Err(error) => return Ok(Worked::Lost { error, as_event: false }),
+                Err(error) => {
+                    self.turn.facts.exchanged(self.record.exchange());
+                    let lost = |error| Worked::Lost { error, as_event: false };
+                    return if error.never_sent() { Err(error) } else { Ok(lost(error)) };
+                }
             }
         };
         self.message.forget();
-        let (head, body) = match self.relay().whole(response, self.record.exchange()) {
-            ControlFlow::Break(outcome) => return Ok(Worked::Over(outcome)),
+        let (head, body) = match relay::whole(response, self.record.exchange()) {
+            ControlFlow::Break(answered) => return Ok(Worked::Answered(answered)),
             ControlFlow::Continue(parts) => parts,
         };
+        self.turn.facts.exchanged(head.exchange.clone());
         let relayed = boxed::pin(|| self.relayed(head, body)).await;
         drop(running);
         Ok(match relayed {
-            Relayed::Whole(outcome) => Worked::Over(outcome),
+            Relayed::Whole(outcome) => Worked::Relayed(outcome),
             Relayed::BrokenStream(error) => {
                 self.desk.metrics.streams_broken.inc();
                 Worked::Lost { error, as_event: true }
@@ -527,25 +552,32 @@ struct Unfinished {
 }
 
 impl Unfinished {
+    /// The answer was all there at once. It is given back where `is_for_hands` and whoever drives the turn is there.
+    fn answered(mut self, answered: Answered, is_for_hands: bool) -> Option<Whole> {
+        let turn = self.turn.take()?;
+        let Answered { answer, outcome, usage } = answered;
+        let facts = turn.facts.answered(outcome, usage, &answer.head.exchange);
+        let now = told(&self.desk, &turn, outcome, &facts);
+        let is_told = turn.is_known_to_all();
+        if may_come_again(outcome, answer.head.status) {
+            self.desk.registry.forget(&turn);
+            turn.log.fill(answer, is_told);
+            turn.log.end(Ended::Whole);
+            return None;
+        }
+        let ending = Ending::Whole { answer, is_told, is_for_hands: is_for_hands && !is_told };
+        over(&self.desk, &turn, ending, now)
+    }
+
     fn over(mut self, outcome: Outcome, ended: Ended) {
         let Some(turn) = self.turn.take() else { return };
-        let Desk { metrics, registry, .. } = &*self.desk;
         let facts = turn.facts.set(|facts| facts.outcome = Some(outcome));
-        metrics.turns.ended(outcome.as_str());
-        if let Some(usage) = &facts.usage {
-            metrics.turns.used(usage);
-        }
-        let now = Instant::now();
-        let took = now.saturating_duration_since(turn.began).saturating_sub(facts.queued);
-        metrics.turns.duration.observe(took.as_secs_f64());
-        // Letta has refused it: it was not executed, and what repeats it is Letta's to answer
-        let may_come_again =
-            outcome == Outcome::Refused && turn.log.status().is_some_and(|status| status.is_client_error());
-        if may_come_again {
-            registry.forget(&turn);
+        let now = told(&self.desk, &turn, outcome, &facts);
+        if turn.log.status().is_some_and(|status| may_come_again(outcome, status)) {
+            self.desk.registry.forget(&turn);
             turn.log.end(ended);
         } else {
-            over(&self.desk, &turn, ended, now);
+            over(&self.desk, &turn, Ending::Logged(ended), now);
         }
     }
 
@@ -553,7 +585,7 @@ impl Unfinished {
     fn followed(mut self, ended: Ended) {
         let Some(turn) = self.turn.take() else { return };
         self.desk.metrics.turns.repeat(turn.part().as_str());
-        over(&self.desk, &turn, ended, Instant::now());
+        over(&self.desk, &turn, Ending::Logged(ended), Instant::now());
     }
 
     fn never_sent(mut self, error: Error) {
@@ -562,9 +594,27 @@ impl Unfinished {
     }
 }
 
+/// Counts a turn that ends now.
+fn told(desk: &Desk, turn: &Turn, outcome: Outcome, facts: &Facts) -> Instant {
+    let metrics = &desk.metrics.turns;
+    metrics.ended(outcome.as_str());
+    if let Some(usage) = &facts.usage {
+        metrics.used(usage);
+    }
+    let now = Instant::now();
+    let took = now.saturating_duration_since(turn.began).saturating_sub(facts.queued);
+    metrics.duration.observe(took.as_secs_f64());
+    now
+}
+
+/// Letta has refused it: it was not executed, and what repeats it is Letta's to answer.
+fn may_come_again(outcome: Outcome, status: StatusCode) -> bool {
+    outcome == Outcome::Refused && status.is_client_error()
+}
+
 /// The turn ends `now`, and can be repeated from then on.
-fn over(desk: &Desk, turn: &Arc<Turn>, ended: Ended, now: Instant) {
-    desk.registry.over(turn, ended, now, &desk.settings, &desk.metrics.turns);
+fn over(desk: &Desk, turn: &Arc<Turn>, ending: Ending, now: Instant) -> Option<Whole> {
+    desk.registry.over(turn, ending, now, &desk.settings, &desk.metrics.turns)
 }
 
 fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
@@ -580,7 +630,7 @@ impl Drop for Unfinished {
             match turn.log.phase() {
                 Phase::Waiting { .. } => never_sent(&self.desk, &turn, Error::ClientLeft),
                 Phase::Sent | Phase::Over => {
-                    over(&self.desk, &turn, Ended::Failed(Error::Draining), Instant::now());
+                    over(&self.desk, &turn, Ending::Logged(Ended::Failed(Error::Draining)), Instant::now());
                 }
             }
         }

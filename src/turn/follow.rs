@@ -14,7 +14,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 
-use super::log::{Head, Left, Phase};
+use super::log::{Head, Left, Phase, Whole};
 use super::resume::Skip;
 use super::registry::Repeated;
 use super::shared::Turn;
@@ -32,18 +32,21 @@ pub(super) struct Follower {
     turn: Arc<Turn>,
     place: usize,
     desk: Arc<Desk>,
+    /// It was given all of the answer by hand.
+    has_left: bool,
 }
 
 impl Follower {
-    /// The first of a turn that nobody else knows yet.
+    /// The first of a turn that nobody else knows yet. Where that is no stream, its task drives it.
     pub(super) fn first(turn: &Arc<Turn>, desk: &Arc<Desk>) -> Result<Self, Error> {
-        Self::of(Repeated { place: turn.log.enter(), turn: Arc::clone(turn) }, desk)
+        let place = if turn.streams { turn.log.enter() } else { turn.log.enter_driving() };
+        Self::of(Repeated { place, turn: Arc::clone(turn) }, desk)
     }
 
     pub(super) fn of(repeated: Repeated, desk: &Arc<Desk>) -> Result<Self, Error> {
         let Repeated { turn, place } = repeated;
         let place = place.ok_or_else(|| Error::AnswerNotKept { run: turn.run().map(Box::from) })?;
-        Ok(Self { turn, place, desk: Arc::clone(desk) })
+        Ok(Self { turn, place, desk: Arc::clone(desk), has_left: false })
     }
 
     pub(super) fn turn(&self) -> &Arc<Turn> {
@@ -62,6 +65,9 @@ impl Follower {
 
 impl Drop for Follower {
     fn drop(&mut self) {
+        if self.has_left {
+            return;
+        }
         let Left { is_detached, packed } = self.turn.log.leave(self.place);
         if is_detached {
             self.desk.metrics.turns.detached.inc();
@@ -72,39 +78,54 @@ impl Drop for Follower {
     }
 }
 
+/// The work on a turn. It gives the answer back where whoever drives it can be given that by hand.
+pub(super) type Work = Pin<Box<dyn Future<Output = Option<Whole>> + Send>>;
+
 /// An engine that is driven by the task of the client it works for, until that leaves: then it gets a task of its own.
 pub(super) struct Driven {
-    engine: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    work: Option<Work>,
     turn: Arc<Turn>,
     tasks: TaskTracker,
 }
 
+/// What the client that drove a turn gets of it.
+pub(super) enum Answer {
+    Whole(Whole),
+    /// The rest is in the log.
+    Head(Head),
+}
+
 impl Driven {
-    pub(super) fn new(engine: Pin<Box<dyn Future<Output = ()> + Send>>, turn: &Arc<Turn>, tasks: &TaskTracker) -> Self {
-        Self { engine: Some(engine), turn: Arc::clone(turn), tasks: tasks.clone() }
+    pub(super) fn new(work: Work, turn: &Arc<Turn>, tasks: &TaskTracker) -> Self {
+        Self { work: Some(work), turn: Arc::clone(turn), tasks: tasks.clone() }
     }
 
-    /// The head of the answer; once it is there the engine goes on by itself.
-    pub(super) async fn head(mut self, follower: &Follower) -> Result<Head, Error> {
-        std::future::poll_fn(|cx| {
-            let Some(engine) = &mut self.engine else { return Poll::Ready(()) };
-            if engine.as_mut().poll(cx).is_ready() {
-                self.engine = None;
-                return Poll::Ready(());
+    /// The answer, or its head; once that is there the engine goes on by itself.
+    pub(super) async fn answer(mut self, follower: &mut Follower) -> Result<Answer, Error> {
+        let given = std::future::poll_fn(|cx| {
+            let Some(work) = &mut self.work else { return Poll::Ready(None) };
+            if let Poll::Ready(given) = work.as_mut().poll(cx) {
+                self.work = None;
+                return Poll::Ready(given);
             }
-            if self.turn.log.has_head() { Poll::Ready(()) } else { Poll::Pending }
+            if self.turn.log.has_head() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await;
+        if let Some(whole) = given {
+            follower.has_left = true;
+            return Ok(Answer::Whole(whole));
+        }
         drop(self);
-        follower.head().await
+        follower.head().await.map(Answer::Head)
     }
 }
 
 impl Drop for Driven {
     fn drop(&mut self) {
         // what Letta has not begun with ends with its last follower: the engine sees to that itself
-        if let Some(engine) = self.engine.take() {
-            self.tasks.spawn(engine);
+        if let Some(work) = self.work.take() {
+            self.turn.log.is_driven_no_more();
+            self.tasks.spawn(work);
         }
     }
 }

@@ -105,6 +105,12 @@ impl Ended {
     }
 }
 
+/// A whole answer, as it came.
+pub(super) struct Whole {
+    pub head: Head,
+    pub body: Bytes,
+}
+
 /// All that was said, as it is kept.
 pub(super) struct KeptAnswer {
     /// The head's status and its fields, packed.
@@ -148,6 +154,20 @@ pub(super) struct Packed<Answer> {
     pub answer: Option<Answer>,
     /// None: the answer is whole.
     pub broken: Option<Arc<Ended>>,
+}
+
+/// What a log ends with.
+pub(super) enum Ending {
+    /// All is in it.
+    Logged(Ended),
+    /// The whole answer.
+    Whole {
+        answer: Whole,
+        /// Other gateways are told of it, so its head is asked for again.
+        is_told: bool,
+        /// Whoever drives the turn can be given it by hand.
+        is_for_hands: bool,
+    },
 }
 
 /// What the last word of a reader says.
@@ -217,6 +237,8 @@ pub(super) enum News {
 struct Reader {
     next: usize,
     read: u64,
+    /// Its task works on the turn: it can be given a whole answer by hand.
+    drives: bool,
     waker: Option<Waker>,
 }
 
@@ -278,6 +300,30 @@ impl State {
         {
             head.fields = Bytes::new();
         }
+    }
+
+    fn fill(&mut self, Whole { head, body }: Whole, is_told: bool, max: u64) {
+        self.head = is_told.then(|| KeptHead::of(&head));
+        self.fresh = Some(Box::new(head));
+        self.told_at = Some(body.len() as u64);
+        if !body.is_empty() {
+            self.bytes = body.len() as u64;
+            self.pieces.push(body);
+            self.is_whole &= self.bytes <= max;
+            self.trim();
+        }
+    }
+
+    /// Takes the answer back from the log, and its only reader leaves with it, if that one drives the turn.
+    fn give(&mut self) -> Option<Whole> {
+        let mut readers = self.readers.iter().flatten();
+        if !readers.next().is_some_and(|reader| reader.drives) || readers.next().is_some() {
+            return None;
+        }
+        let head = *self.fresh.take()?;
+        self.readers.clear();
+        self.is_delivered = true;
+        Some(Whole { head, body: self.pieces.pop().unwrap_or_default() })
     }
 
     /// There will be no more.
@@ -361,26 +407,34 @@ impl Log {
     }
 
     /// Ends the log of a turn that is found as `number` from now on, and has all that was said kept by `keep`, if it is
-    /// all there.
+    /// all there. The answer is given back where whoever drives the turn can be given it by hand.
     pub(super) fn pack<Answer>(
         &self,
-        ended: Ended,
+        ending: Ending,
         number: Number,
         keep: impl FnOnce(Said<'_>) -> Answer,
-    ) -> Packed<Answer> {
+    ) -> (Packed<Answer>, Option<Whole>) {
         let mut state = self.lock();
         let state = &mut *state;
-        state.end(ended);
         state.number = Some(number);
+        let (ended, is_for_hands) = match ending {
+            Ending::Logged(ended) => (ended, false),
+            Ending::Whole { answer, is_told, is_for_hands } => {
+                state.fill(answer, is_told, self.max);
+                (Ended::Whole, is_for_hands)
+            }
+        };
+        state.end(ended);
         let broken = match &state.ended {
             Some(Ended::Whole) | None => None,
             Some(ended) => Some(Arc::new(ended.again())),
         };
         let said = Said { head: state.head.as_ref(), fresh: state.fresh.as_deref(), pieces: &state.pieces };
         let answer = state.is_whole.then(|| keep(said));
+        let given = if is_for_hands { state.give() } else { None };
         state.let_head_go();
         let followers = u32::try_from(state.readers.iter().flatten().count()).unwrap_or(u32::MAX);
-        Packed { followers, is_delivered: state.is_delivered, answer, broken }
+        (Packed { followers, is_delivered: state.is_delivered, answer, broken }, given)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -429,17 +483,9 @@ impl Log {
     }
 
     /// The whole answer at once. `is_told`: other gateways are told of it, so its head is asked for again.
-    pub(super) fn fill(&self, head: Head, body: Bytes, is_told: bool) {
+    pub(super) fn fill(&self, answer: Whole, is_told: bool) {
         let mut state = self.lock();
-        state.head = is_told.then(|| KeptHead::of(&head));
-        state.fresh = Some(Box::new(head));
-        state.told_at = Some(body.len() as u64);
-        if !body.is_empty() {
-            state.bytes = body.len() as u64;
-            state.pieces.push(body);
-            state.is_whole &= state.bytes <= self.max;
-            state.trim();
-        }
+        state.fill(answer, is_told, self.max);
         state.wake_readers();
     }
 
@@ -543,11 +589,25 @@ impl Log {
 
     /// A reader from the first piece on; `None` if that is not there any more.
     pub(super) fn enter(&self) -> Option<usize> {
+        self.enter_as(false)
+    }
+
+    /// The reader whose task works on the turn.
+    pub(super) fn enter_driving(&self) -> Option<usize> {
+        self.enter_as(true)
+    }
+
+    /// The turn has a task of its own now.
+    pub(super) fn is_driven_no_more(&self) {
+        self.lock().readers.iter_mut().flatten().for_each(|reader| reader.drives = false);
+    }
+
+    fn enter_as(&self, drives: bool) -> Option<usize> {
         let mut state = self.lock();
         if !state.is_whole {
             return None;
         }
-        let reader = Some(Reader { next: 0, read: 0, waker: None });
+        let reader = Some(Reader { next: 0, read: 0, drives, waker: None });
         if let Some(place) = state.readers.iter().position(Option::is_none) {
             if let Some(free) = state.readers.get_mut(place) {
                 *free = reader;

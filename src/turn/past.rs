@@ -17,7 +17,7 @@ use bytes::Bytes;
 use foldhash::fast::RandomState;
 use tokio::time::Instant;
 
-use super::log::{Ended, KeptAnswer, Said};
+use super::log::{Ending, KeptAnswer, Said, Whole};
 use super::shared::Turn;
 use super::{Index, Settings};
 use crate::letta::routes::Sends;
@@ -105,15 +105,16 @@ impl Past {
         self.answers + self.rest
     }
 
-    /// Takes up `turn`, which ends `now`. Nobody may enter its log any more.
-    pub(super) fn push(&mut self, turn: &Turn, ended: Ended, now: Instant, settings: &Settings) {
+    /// Takes up `turn`, which ends `now`. Nobody may enter its log any more. The answer is given back where whoever
+    /// drives the turn can be given it by hand.
+    pub(super) fn push(&mut self, turn: &Turn, ending: Ending, now: Instant, settings: &Settings) -> Option<Whole> {
         self.open(now, settings);
         let last = u32::try_from(self.chapters.len().saturating_sub(1)).unwrap_or(0);
         let Self { chapters, tape, fields, .. } = self;
-        let Some(chapter) = chapters.back_mut() else { return };
+        let chapter = chapters.back_mut()?;
         let place = u16::try_from(chapter.turns.len()).unwrap_or(u16::MAX);
         let number = Number { chapter: self.first.wrapping_add(last), place };
-        let packed = turn.log.pack(ended, number, |said| write(tape, fields, &said));
+        let (packed, given) = turn.log.pack(ending, number, |said| write(tape, fields, &said));
         let (answers, rest) = (chapter.answers, chapter.rest());
         chapter.push(turn, now, packed);
         chapter.end = tape.end;
@@ -124,6 +125,7 @@ impl Past {
             self.streams += 1;
             self.supersedes(turn, number);
         }
+        given
     }
 
     /// A stream is the newest turn of its conversation, unless one that ended before it began after it.

@@ -11,7 +11,7 @@ use foldhash::fast::RandomState;
 use smallvec::SmallVec;
 use tokio::time::Instant;
 
-use super::log::{Ended, Phase};
+use super::log::{Ending, Phase, Whole};
 use super::past::{self, MOST_ALIKE, Past};
 use super::shared::Turn;
 use super::{Dedupe, Index, Settings, marks};
@@ -239,22 +239,24 @@ impl Registry {
         self.lock().remove(turn);
     }
 
-    /// `turn` ends `now`, and can be repeated for a window from then.
+    /// `turn` ends `now`, and can be repeated for a window from then. The answer is given back where whoever drives the
+    /// turn can be given it by hand.
     pub(super) fn over(
         &self,
         turn: &Arc<Turn>,
-        ended: Ended,
+        ending: Ending,
         now: Instant,
         settings: &Settings,
         metrics: &TurnMetrics,
-    ) {
+    ) -> Option<Whole> {
         let mut inner = self.lock();
         if !turn.streams {
             inner.supersede(turn);
         }
         inner.remove(turn);
-        inner.past.push(turn, ended, now, settings);
+        let given = inner.past.push(turn, ending, now, settings);
         inner.expire(now, settings, metrics);
+        given
     }
 
     /// Forgets what is over for longer than the window.

@@ -9,12 +9,12 @@ use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
 
-use super::log::{Head, Log};
+use super::log::{Head, Log, Whole};
 use super::shared::Turn;
 use super::step::Desk;
 use crate::body::{Body, Response};
 use crate::error::Error;
-use crate::letta::reply;
+use crate::letta::reply::{self, Usage};
 use crate::letta::sse::{self, Cutter};
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Outcome;
@@ -24,6 +24,13 @@ pub(super) fn is_stream(head: &Head) -> bool {
     head.status == StatusCode::OK && sse::is_event_stream(&head.headers)
 }
 
+/// An answer that was all there at once.
+pub(super) struct Answered {
+    pub answer: Whole,
+    pub outcome: Outcome,
+    pub usage: Option<Usage>,
+}
+
 /// How an answer ended that was relayed.
 pub(super) enum Relayed {
     Whole(Outcome),
@@ -31,6 +38,31 @@ pub(super) enum Relayed {
     BrokenStream(Error),
     /// The body broke off.
     BrokenBody(Error),
+}
+
+/// What a whole answer says of the turn.
+fn read(status: StatusCode, body: &[u8]) -> (Outcome, Option<Usage>) {
+    if status != StatusCode::OK {
+        return (Outcome::Refused, None);
+    }
+    match reply::read(body) {
+        Some(reply) => (Outcome::Stopped(reply.stop_reason), reply.usage),
+        None => (Outcome::Answered, None),
+    }
+}
+
+/// An answer that is all there, as most are, or what is still to be relayed.
+pub(super) fn whole(response: Response, exchange: Exchange) -> ControlFlow<Answered, (Head, Body)> {
+    let (parts, body) = response.into_parts();
+    let head = Head { status: parts.status, headers: parts.headers, exchange };
+    match body.as_whole() {
+        Some(whole) if !is_stream(&head) => {
+            let (outcome, usage) = read(head.status, whole);
+            let answer = Whole { head, body: whole.clone() };
+            ControlFlow::Break(Answered { answer, outcome, usage })
+        }
+        _ => ControlFlow::Continue((head, body)),
+    }
 }
 
 pub(super) struct Relay<'a> {
@@ -45,28 +77,10 @@ impl Relay<'_> {
         &self.turn.log
     }
 
-    /// Writes an answer that is all there, as most are; one that comes in parts is still to be written.
-    pub(super) fn whole(&self, response: Response, exchange: Exchange) -> ControlFlow<Outcome, (Head, Body)> {
-        let (parts, body) = response.into_parts();
-        let head = Head { status: parts.status, headers: parts.headers, exchange };
-        match body.as_whole() {
-            Some(whole) if !is_stream(&head) => {
-                let outcome = self.read(head.status, whole);
-                self.log().fill(head, whole.clone(), self.turn.is_known_to_all());
-                ControlFlow::Break(outcome)
-            }
-            _ => ControlFlow::Continue((head, body)),
-        }
-    }
-
-    /// What a whole answer says of the turn.
     fn read(&self, status: StatusCode, body: &[u8]) -> Outcome {
-        if status != StatusCode::OK {
-            return Outcome::Refused;
-        }
-        let Some(reply) = reply::read(body) else { return Outcome::Answered };
-        self.turn.facts.set(|facts| facts.usage = reply.usage);
-        Outcome::Stopped(reply.stop_reason)
+        let (outcome, usage) = read(status, body);
+        self.turn.facts.set(|facts| facts.usage = usage);
+        outcome
     }
 
     /// Writes an answer that comes in pieces.

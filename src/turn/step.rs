@@ -13,9 +13,9 @@ use tokio_util::task::TaskTracker;
 
 use super::engine::{Engine, Message};
 use super::fleet::{Fleet, Mirrored};
-use super::follow::{Driven, Follower, Following, Keepalive};
+use super::follow::{Answer, Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
-use super::log::{Ended, Head, Phase};
+use super::log::{Ended, Head, Phase, Whole};
 use super::marks::{Marks, Target};
 use super::registry::{NoStream, Registry, Repeated};
 use super::resume::{self, Asked};
@@ -36,7 +36,7 @@ use crate::letta::sse;
 use crate::limits::Seat;
 use crate::step::{Handle, Step};
 use crate::store::Store;
-use crate::telemetry::record::Sink;
+use crate::telemetry::record::{Exchange, Sink};
 use crate::telemetry::turn::{Part, SharedFacts};
 use crate::telemetry::{Metrics, Record};
 
@@ -155,15 +155,23 @@ impl Turns {
             Sent::NoTurn(parts, seat) => Box::pin(pass(parts, seat, record, below)).await,
             Sent::Known(repeated) => Box::pin(self.repeat(repeated, record)).await,
             Sent::Stream(follower) => self.stream(follower, record).await,
-            Sent::Begun(engine, follower) => {
-                let head = engine.head(&follower).await;
-                let turn = follower.turn();
-                record.queued = turn.facts.now().queued;
-                let head = head?;
-                let part = turn.part();
-                record.turn = Some((part, SharedFacts::of(turn)));
-                record.adopt(&head.exchange);
-                Ok(self.response(head, follower, part, 0))
+            Sent::Begun(engine, mut follower) => {
+                let answer = engine.answer(&mut follower).await;
+                record.queued = follower.turn().facts.now().queued;
+                Ok(match answer? {
+                    Answer::Whole(Whole { head, body }) => {
+                        let (response, exchange) = response(head, Part::Started, record.queued);
+                        record.adopt(exchange);
+                        response.map(|_| Body::whole(body))
+                    }
+                    Answer::Head(head) => {
+                        let turn = follower.turn();
+                        let part = turn.part();
+                        record.turn = Some((part, SharedFacts::of(turn)));
+                        record.adopt(head.exchange.clone());
+                        self.response(head, follower, part, 0)
+                    }
+                })
             }
         }
     }
@@ -317,7 +325,7 @@ impl Turns {
                 let part = if part == Part::Started { turn.part() } else { part };
                 record.turn = Some((part, SharedFacts::of(&turn)));
                 if part == Part::Started {
-                    record.adopt(&head.exchange);
+                    record.adopt(head.exchange.clone());
                 } else {
                     record.upstream.clone_from(&head.exchange.upstream);
                 }
@@ -342,18 +350,7 @@ impl Turns {
 
     /// The response with the turn's own head, without the stream's first `after` events.
     fn response(&self, head: Head, follower: Follower, part: Part, after: u64) -> Response {
-        let Head { status, headers, exchange } = head;
-        let facts = follower.turn().facts.now();
-        let mut response = Response::new(Body::empty());
-        *response.status_mut() = status;
-        *response.headers_mut() = headers;
-        let headers = response.headers_mut();
-        tell_part(part, headers);
-        let at_letta = match (exchange.sent, exchange.answered) {
-            (Some(sent), Some(answered)) => answered.saturating_duration_since(sent),
-            _ => Duration::ZERO,
-        };
-        headers.insert(SERVER_TIMING, timing(facts.queued, at_letta));
+        let (response, _) = response(head, part, follower.turn().facts.now().queued);
         let is_stream = sse::is_event_stream(response.headers());
         if !is_stream && let Some(whole) = follower.whole() {
             return response.map(|_| Body::whole(whole));
@@ -362,6 +359,22 @@ impl Turns {
         let body = Following::after_head(follower, keepalive, self.desk.cutoff.ear()).skipping(after);
         response.map(|_| Body::stream(body))
     }
+}
+
+/// The response with the turn's own head, without a body, and the exchange that this was of.
+fn response(head: Head, part: Part, queued: Duration) -> (Response, Exchange) {
+    let Head { status, headers, exchange } = head;
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    let headers = response.headers_mut();
+    tell_part(part, headers);
+    let at_letta = match (exchange.sent, exchange.answered) {
+        (Some(sent), Some(answered)) => answered.saturating_duration_since(sent),
+        _ => Duration::ZERO,
+    };
+    headers.insert(SERVER_TIMING, timing(queued, at_letta));
+    (response, exchange)
 }
 
 /// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.

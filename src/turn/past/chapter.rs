@@ -209,7 +209,7 @@ impl Chapter {
     /// Takes up `turn`, which was over at `over`.
     pub(super) fn push(&mut self, turn: &Turn, over: Instant, packed: Packed<Option<Answer>>) {
         let Packed { followers, is_delivered, answer, broken } = packed;
-        let (facts, exchange) = (turn.facts.now(), turn.facts.exchange());
+        let (facts, exchange) = turn.facts.all();
         let place = u16::try_from(self.turns.len()).unwrap_or(NONE);
         let older = self.latest.insert(beginning(&turn.marks.message), place).unwrap_or(NONE);
         let more = match More::of(turn, &facts, broken) {

@@ -2,7 +2,7 @@
 
 use super::tape::PIECE;
 use super::*;
-use crate::turn::log::Head;
+use crate::turn::log::{Ended, Head};
 use crate::turn::marks::{Marks, Target};
 use crate::turn::shared::Beginning;
 
@@ -24,11 +24,14 @@ fn turn(message: u8, streams: bool, began: Instant) -> Arc<Turn> {
     Turn::new(beginning, 1 << 20, Duration::from_secs(60), false).unwrap()
 }
 
+fn whole(head: Head, body: &[u8], is_for_hands: bool) -> Ending {
+    Ending::Whole { answer: Whole { head, body: Bytes::copy_from_slice(body) }, is_told: false, is_for_hands }
+}
+
 fn answered(past: &mut Past, message: u8, body: &[u8], settings: &Settings) -> Number {
     let turn = turn(message, false, Instant::now());
     let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
-    turn.log.fill(head, Bytes::copy_from_slice(body), false);
-    past.push(&turn, Ended::Whole, Instant::now(), settings);
+    past.push(&turn, whole(head, body, false), Instant::now(), settings);
     turn.log.number().unwrap()
 }
 
@@ -37,7 +40,7 @@ fn streamed(past: &mut Past, message: u8, began: Instant, settings: &Settings) -
     let turn = turn(message, true, began);
     turn.learn_run(&format!("run-{message}"));
     turn.log.append(b"data: {}\n\n");
-    past.push(&turn, Ended::Whole, Instant::now(), settings);
+    past.push(&turn, Ending::Logged(Ended::Whole), Instant::now(), settings);
     turn.newest()
 }
 
@@ -102,8 +105,7 @@ fn it_is_told_who_follows_a_turn_and_whether_somebody_has_all_of_it() {
     let running = turn(1, false, Instant::now());
     let first = running.log.enter().unwrap();
     let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
-    running.log.fill(head, "answer".into(), false);
-    past.push(&running, Ended::Whole, Instant::now(), &roomy());
+    past.push(&running, whole(head, b"answer", false), Instant::now(), &roomy());
     assert!(!is_abandoned(&past, 1), "who followed it while it ran does so still");
     let (number, has_all) = running.log.leave(first).packed.unwrap();
     assert!(!has_all);
@@ -134,8 +136,7 @@ fn who_reads_its_head_first_does_not_take_it_from_others() {
     let mut headers = http::HeaderMap::new();
     headers.insert("x-a", http::HeaderValue::from_static("1"));
     let head = Head { status: http::StatusCode::OK, headers, exchange: Exchange::default() };
-    running.log.fill(head, "answer".into(), false);
-    past.push(&running, Ended::Whole, Instant::now(), &roomy());
+    past.push(&running, whole(head, b"answer", false), Instant::now(), &roomy());
     let cx = std::task::Context::from_waker(std::task::Waker::noop());
     for place in places {
         let std::task::Poll::Ready(Ok(head)) = running.log.poll_head(place, &cx) else { panic!("no head") };
@@ -144,6 +145,27 @@ fn who_reads_its_head_first_does_not_take_it_from_others() {
     }
     let kept = past.kept(running.log.number().unwrap()).unwrap().answer.unwrap();
     assert_eq!(crate::packed::unpack(&kept.head.unwrap().1)["x-a"], "1");
+}
+
+#[test]
+fn only_who_drives_a_turn_and_is_alone_with_it_is_given_the_answer_by_hand() {
+    let mut past = Past::default();
+    let mut end = |drives: bool, others: usize, is_for_hands: bool| {
+        let running = turn(1, false, Instant::now());
+        let place = if drives { running.log.enter_driving() } else { running.log.enter() };
+        (0..others).for_each(|_| assert!(running.log.enter().is_some()));
+        let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
+        let given = past.push(&running, whole(head, b"answer", is_for_hands), Instant::now(), &roomy());
+        let is_abandoned = is_abandoned(&past, 1);
+        assert_eq!(body(&past, running.log.number().unwrap()).as_deref(), Some(&b"answer"[..]), "it is kept");
+        let in_log = running.log.whole(place.unwrap());
+        (given.map(|whole| whole.body), in_log, is_abandoned)
+    };
+    let answer = || Some(Bytes::from_static(b"answer"));
+    assert_eq!(end(true, 0, true), (answer(), None, false), "and nobody has left without it");
+    assert_eq!(end(true, 0, false), (None, answer(), false));
+    assert_eq!(end(true, 1, true), (None, answer(), false));
+    assert_eq!(end(false, 0, true), (None, answer(), false));
 }
 
 #[test]
