@@ -142,11 +142,7 @@ fn message(message: Json<'_>) -> Result<Json<'_>, NotCacheable> {
 /// Content as a list of parts: a text is a list of one.
 fn parts(content: Json<'_>) -> Result<Json<'_>, NotCacheable> {
     match content {
-        Json::Text(_) => {
-            let kind = (Cow::Borrowed("type"), Json::Text(Cow::Borrowed("text")));
-            let part = json::map(vec![(Cow::Borrowed("text"), content), kind]).ok_or(NotCacheable::Unclear)?;
-            Ok(Json::List(vec![part]))
-        }
+        Json::Text(text) => Ok(Json::OnePart(text)),
         Json::List(parts) => parts.into_iter().map(part).collect::<Result<_, _>>().map(Json::List),
         _ => Err(NotCacheable::Unclear),
     }

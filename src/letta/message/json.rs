@@ -22,6 +22,8 @@ pub(super) enum Json<'j> {
     /// A fraction, or a number beyond 64 bits, by the bits of the nearest double: digits that Letta keeps may be lost.
     Inexact(u64),
     Text(Cow<'j, str>),
+    /// Content that is one part: a list of one map of its text and `"type": "text"`. It is written as that.
+    OnePart(Cow<'j, str>),
     List(Vec<Self>),
     /// Sorted by key, each key once.
     Map(Vec<(Cow<'j, str>, Self)>),
@@ -63,7 +65,7 @@ impl<'j> Json<'j> {
     /// No digit of it was lost.
     pub(super) fn is_exact(&self) -> bool {
         match self {
-            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) => true,
+            Self::Null | Self::Bool(_) | Self::Number(_) | Self::Text(_) | Self::OnePart(_) => true,
             Self::Inexact(_) => false,
             Self::List(list) => list.iter().all(Self::is_exact),
             Self::Map(fields) => fields.iter().all(|(_, value)| value.is_exact()),
@@ -85,6 +87,13 @@ impl<'j> Json<'j> {
                 to.extend_from_slice(&bits.to_be_bytes());
             }
             Self::Text(text) => encode_text(text, to),
+            Self::OnePart(text) => {
+                to.push(b'l');
+                encode_length(1, to);
+                to.push(b'm');
+                encode_length(2, to);
+                ["text", text, "type", "text"].into_iter().for_each(|text| encode_text(text, to));
+            }
             Self::List(list) => {
                 to.push(b'l');
                 encode_length(list.len(), to);
