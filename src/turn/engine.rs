@@ -151,10 +151,7 @@ enum Worked {
     /// It came in parts, and is in the log.
     Relayed(Outcome),
     /// The answer broke off, or never came, after the message may have been read.
-    Lost {
-        error: Error,
-        as_event: bool,
-    },
+    Lost { error: Error, as_event: bool },
 }
 
 impl<B: Handle<Dispatch> + 'static> Engine<B> {

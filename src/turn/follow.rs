@@ -15,8 +15,8 @@ use tokio::time::{Instant, Sleep};
 use tokio_util::task::TaskTracker;
 
 use super::log::{Head, Left, Phase, Whole};
-use super::resume::Skip;
 use super::registry::Repeated;
+use super::resume::Skip;
 use super::shared::Turn;
 use super::step::Desk;
 use crate::body::Stream;

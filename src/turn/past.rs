@@ -82,6 +82,8 @@ pub(super) struct Past {
     /// So many are streams.
     streams: usize,
     tape: Tape,
+    /// The memory of a chapter that was forgotten.
+    spare: Option<Chapter>,
     /// Where the fields of a head are packed.
     fields: Vec<u8>,
 }
@@ -155,7 +157,13 @@ impl Past {
         }
         // as many as before, about
         let room = self.chapters.back().map_or(0, |chapter| chapter.turns.len());
-        let chapter = Chapter::new(now, room);
+        let chapter = match self.spare.take() {
+            Some(mut spare) => {
+                (spare.began, spare.until) = (now, now);
+                spare
+            }
+            None => Chapter::new(now, room),
+        };
         self.rest += chapter.rest();
         self.chapters.push_back(chapter);
     }
@@ -316,6 +324,11 @@ impl Past {
         self.rest -= chapter.rest();
         self.answers -= chapter.answers;
         self.tape.free_before(chapter.end);
+        if self.chapters.is_empty() {
+            (self.spare, self.tape.spare) = (None, Vec::new());
+        } else {
+            self.spare = Some(chapter.emptied());
+        }
         true
     }
 

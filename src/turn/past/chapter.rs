@@ -196,6 +196,17 @@ impl Chapter {
         }
     }
 
+    /// One that has nothing yet in the memory of this one.
+    pub(super) fn emptied(self) -> Self {
+        let Self { mut turns, mut more, mut keys, mut upstreams, mut latest, .. } = self;
+        turns.clear();
+        more.clear();
+        keys.clear();
+        upstreams.clear();
+        latest.clear();
+        Self { turns, more, keys, upstreams, latest, ..Self::new(self.began, 0) }
+    }
+
     /// Bytes of all of it but its answers.
     pub(super) fn rest(&self) -> u64 {
         let lists = self.turns.capacity() * size_of::<Placed>()

@@ -2,11 +2,13 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use smallvec::SmallVec;
 
 /// Bytes of one piece.
 pub(super) const PIECE: usize = 16 * 1024;
+/// So many pieces that were given back are written again: what the system gives anew it has to clear first.
+const SPARE: usize = 64;
 
 /// Bytes one behind the other, written at the end and given back at the beginning.
 #[derive(Default)]
@@ -14,7 +16,8 @@ pub(super) struct Tape {
     /// Those that are full.
     pub(super) pieces: VecDeque<Bytes>,
     /// The one that is written.
-    last: Vec<u8>,
+    last: BytesMut,
+    pub(super) spare: Vec<BytesMut>,
     /// Where the first of them begins.
     start: u64,
     /// Where the next byte is written.
@@ -26,12 +29,12 @@ impl Tape {
         self.end += bytes.len() as u64;
         while !bytes.is_empty() {
             if self.last.capacity() == 0 {
-                self.last = Vec::with_capacity(PIECE);
+                self.last = self.spare.pop().unwrap_or_else(|| BytesMut::with_capacity(PIECE));
             }
             let (now, then) = bytes.split_at(bytes.len().min(PIECE - self.last.len()));
             self.last.extend_from_slice(now);
             if self.last.len() == PIECE {
-                self.pieces.push_back(std::mem::take(&mut self.last).into());
+                self.pieces.push_back(std::mem::take(&mut self.last).freeze());
             }
             bytes = then;
         }
@@ -57,8 +60,17 @@ impl Tape {
 
     /// Gives back what was written before `at`.
     pub(super) fn free_before(&mut self, at: u64) {
-        while self.start + PIECE as u64 <= at && self.pieces.pop_front().is_some() {
+        while self.start + PIECE as u64 <= at
+            && let Some(piece) = self.pieces.pop_front()
+        {
             self.start += PIECE as u64;
+            // one that somebody reads goes with its last reader
+            if self.spare.len() < SPARE
+                && let Ok(mut piece) = piece.try_into_mut()
+            {
+                piece.clear();
+                self.spare.push(piece);
+            }
         }
     }
 }

@@ -154,7 +154,8 @@ fn only_who_drives_a_turn_and_is_alone_with_it_is_given_the_answer_by_hand() {
         let running = turn(1, false, Instant::now());
         let place = if drives { running.log.enter_driving() } else { running.log.enter() };
         (0..others).for_each(|_| assert!(running.log.enter().is_some()));
-        let head = Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
+        let head =
+            Head { status: http::StatusCode::OK, headers: http::HeaderMap::new(), exchange: Exchange::default() };
         let given = past.push(&running, whole(head, b"answer", is_for_hands), Instant::now(), &roomy());
         let is_abandoned = is_abandoned(&past, 1);
         assert_eq!(body(&past, running.log.number().unwrap()).as_deref(), Some(&b"answer"[..]), "it is kept");
@@ -240,6 +241,30 @@ fn answers_of_any_length_are_read_as_they_were_written_until_they_are_given_up()
     assert!(!past.give_up_answers());
     assert!(past.tape.pieces.len() < before / 10, "what is given up is given back");
     assert_eq!(past.tape.pieces.iter().map(Bytes::len).max().unwrap_or(PIECE), PIECE);
+}
+
+#[test]
+fn what_is_forgotten_makes_room_for_what_comes() {
+    let mut past = Past::default();
+    let read = answered(&mut past, 1, &vec![1; 2 * PIECE], &narrow());
+    let read = past.kept(read).unwrap().answer.unwrap().body;
+    let mut taken = Vec::new();
+    for round in 2..200_u8 {
+        answered(&mut past, round, &vec![round; 10 * PIECE], &narrow());
+        if past.chapters.len() > 4 {
+            past.forget_oldest();
+            taken.push(past.tape.pieces.len() + past.tape.spare.len());
+        }
+        assert_eq!(lengths(&past, round), [Some(10 * PIECE)]);
+        assert_eq!(
+            past.kept(past.find(&[round; 32]).unwrap().0).unwrap().answer.unwrap().body.concat(),
+            vec![round; 10 * PIECE]
+        );
+    }
+    assert!(taken[1..].iter().all(|pieces| *pieces <= taken[1] + 1), "{taken:?}");
+    assert!(read.concat().iter().all(|byte| *byte == 1), "what somebody reads is not written again");
+    while past.forget_oldest() {}
+    assert!(past.spare.is_none() && past.tape.spare.is_empty(), "and goes when there is nothing");
 }
 
 #[test]
