@@ -181,7 +181,7 @@ impl RequestBody {
         self
     }
 
-    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+    pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let data = match ready!(self.poll_content(cx)) {
             Some(Ok(data)) => data,
             Some(Err(error)) => return Poll::Ready(Some(Err(self.fail(error)))),

@@ -2,8 +2,10 @@
 //! of one key, for all of them together, and in time.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -42,16 +44,33 @@ impl Room {
     }
 
     /// The whole of `body`, which is of `key`, if of any. What comes with it counts its bytes until it is dropped.
-    pub async fn read(&self, key: Option<&Arc<str>>, body: RequestBody) -> Result<(Bytes, Held), Error> {
-        within(self.patience, pin!(self.read_on(key, body))).await
+    pub async fn read(&self, key: Option<&Arc<str>>, mut body: RequestBody) -> Result<(Bytes, Held), Error> {
+        if body.size_hint().lower() > self.longest {
+            return Err(Error::BodyTooLarge { limit: self.longest });
+        }
+        match poll_fn(|cx| Poll::Ready(body.poll_data(cx))).await {
+            Poll::Ready(Some(Ok(first))) if body.is_end_stream() && first.len() as u64 <= self.longest => {
+                let held = self.hold(key, first.len())?;
+                Ok((first, held))
+            }
+            // boxed: most bodies have come with their heads, and theirs must not be the larger future
+            first => Box::pin(within(self.patience, pin!(self.read_on(key, first, body)))).await,
+        }
     }
 
-    async fn read_on(&self, key: Option<&Arc<str>>, mut body: RequestBody) -> Result<(Bytes, Held), Error> {
+    /// `first`: what was there at once.
+    async fn read_on(
+        &self,
+        key: Option<&Arc<str>>,
+        first: Poll<Option<Result<Bytes, Error>>>,
+        mut body: RequestBody,
+    ) -> Result<(Bytes, Held), Error> {
         let too_large = Error::BodyTooLarge { limit: self.longest };
-        if body.size_hint().lower() > self.longest {
-            return Err(too_large);
-        }
-        let first = body.data().await?.unwrap_or_default();
+        let first = match first {
+            Poll::Ready(first) => first.transpose(),
+            Poll::Pending => body.data().await,
+        };
+        let first = first?.unwrap_or_default();
         if first.len() as u64 > self.longest {
             return Err(too_large);
         }

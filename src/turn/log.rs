@@ -120,27 +120,36 @@ pub(super) struct KeptAnswer {
 
 /// All that was said, to be kept.
 pub(super) struct Said<'a> {
-    head: Option<&'a KeptHead>,
-    fresh: Option<&'a Head>,
-    pieces: &'a Pieces,
+    head: Option<SaidHead<'a>>,
+    first: Option<&'a Bytes>,
+    rest: Option<&'a VecDeque<Bytes>>,
+}
+
+#[derive(Clone, Copy)]
+enum SaidHead<'a> {
+    Kept(&'a KeptHead),
+    AsCame(&'a Head),
 }
 
 impl Said<'_> {
     pub(super) fn status(&self) -> Option<StatusCode> {
-        self.head.map(|head| head.status).or(self.fresh.map(|head| head.status))
+        self.head.map(|head| match head {
+            SaidHead::Kept(head) => head.status,
+            SaidHead::AsCame(head) => head.status,
+        })
     }
 
     /// Packs the fields of the head into `bytes`.
     pub(super) fn pack_head(&self, bytes: &mut Vec<u8>) {
-        match (self.head, self.fresh) {
-            (Some(head), _) => bytes.extend_from_slice(&head.fields),
-            (None, Some(head)) => pack(&head.headers, bytes),
-            (None, None) => {}
+        match self.head {
+            Some(SaidHead::Kept(head)) => bytes.extend_from_slice(&head.fields),
+            Some(SaidHead::AsCame(head)) => pack(&head.headers, bytes),
+            None => {}
         }
     }
 
     pub(super) fn body(&self) -> impl Iterator<Item = &Bytes> {
-        self.pieces.iter()
+        self.first.into_iter().chain(self.rest.into_iter().flatten())
     }
 }
 
@@ -314,16 +323,10 @@ impl State {
         }
     }
 
-    /// Takes the answer back from the log, and its only reader leaves with it, if that one drives the turn.
-    fn give(&mut self) -> Option<Whole> {
+    /// Its only reader drives the turn.
+    fn is_only_driven(&self) -> bool {
         let mut readers = self.readers.iter().flatten();
-        if !readers.next().is_some_and(|reader| reader.drives) || readers.next().is_some() {
-            return None;
-        }
-        let head = *self.fresh.take()?;
-        self.readers.clear();
-        self.is_delivered = true;
-        Some(Whole { head, body: self.pieces.pop().unwrap_or_default() })
+        readers.next().is_some_and(|reader| reader.drives) && readers.next().is_none()
     }
 
     /// There will be no more.
@@ -417,24 +420,35 @@ impl Log {
         let mut state = self.lock();
         let state = &mut *state;
         state.number = Some(number);
-        let (ended, is_for_hands) = match ending {
-            Ending::Logged(ended) => (ended, false),
-            Ending::Whole { answer, is_told, is_for_hands } => {
-                state.fill(answer, is_told, self.max);
-                (Ended::Whole, is_for_hands)
+        match ending {
+            Ending::Whole { answer, is_for_hands: true, .. } if state.is_only_driven() => {
+                // its reader leaves with it
+                state.readers.clear();
+                state.is_delivered = true;
+                state.end(Ended::Whole);
+                let Whole { head, body } = &answer;
+                state.is_whole &= body.len() as u64 <= self.max;
+                let said = Said { head: Some(SaidHead::AsCame(head)), first: Some(body), rest: None };
+                let kept = state.is_whole.then(|| keep(said));
+                let packed = Packed { followers: 0, is_delivered: true, answer: kept, broken: None };
+                return (packed, Some(answer));
             }
-        };
-        state.end(ended);
+            Ending::Whole { answer, is_told, .. } => {
+                state.fill(answer, is_told, self.max);
+                state.end(Ended::Whole);
+            }
+            Ending::Logged(ended) => state.end(ended),
+        }
         let broken = match &state.ended {
             Some(Ended::Whole) | None => None,
             Some(ended) => Some(Arc::new(ended.again())),
         };
-        let said = Said { head: state.head.as_ref(), fresh: state.fresh.as_deref(), pieces: &state.pieces };
+        let head = state.head.as_ref().map(SaidHead::Kept).or(state.fresh.as_deref().map(SaidHead::AsCame));
+        let said = Said { head, first: state.pieces.front.as_ref(), rest: Some(&state.pieces.rest) };
         let answer = state.is_whole.then(|| keep(said));
-        let given = if is_for_hands { state.give() } else { None };
         state.let_head_go();
         let followers = u32::try_from(state.readers.iter().flatten().count()).unwrap_or(u32::MAX);
-        (Packed { followers, is_delivered: state.is_delivered, answer, broken }, given)
+        (Packed { followers, is_delivered: state.is_delivered, answer, broken }, None)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
