@@ -79,8 +79,8 @@ pub fn read(body: &[u8]) -> Option<Reply> {
     struct Stopped {
         stop_reason: StopReason,
     }
-    // what is passed over is not looked at, not even for being UTF-8
-    let answer: LettaResponse = serde_json::from_slice(body).ok()?;
+    // checked at once, not text by text
+    let answer: LettaResponse = serde_json::from_str(std::str::from_utf8(body).ok()?).ok()?;
     Some(Reply { stop_reason: answer.stop_reason.stop_reason, usage: answer.usage })
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sha2::{Digest, Sha256};
+use smallvec::SmallVec;
 
 use super::{Dedupe, Index};
 use crate::error::Error;
@@ -117,11 +118,10 @@ pub(super) fn newest(key: &str, target: &str) -> Index {
 
 /// No two lists of parts have one index: each part has its length in front.
 fn index(of: &[u8], parts: &[&[u8]]) -> Index {
-    let mut hash = Sha256::new();
-    hash.update(of);
+    let mut all: SmallVec<[u8; 256]> = SmallVec::from_slice(of);
     for part in parts {
-        hash.update((part.len() as u64).to_be_bytes());
-        hash.update(part);
+        all.extend_from_slice(&(part.len() as u64).to_be_bytes());
+        all.extend_from_slice(part);
     }
-    hash.finalize().into()
+    Sha256::digest(&all).into()
 }
