@@ -8,8 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::StatusCode;
 use http_body_util::{BodyExt as _, Limited};
 use tokio::time::{Instant, sleep};
 
@@ -18,105 +17,30 @@ use super::conflict::{self, Conflict};
 use super::fleet::{Claimed, Fleet, Mirrored, Standing};
 use super::inquiry::Inquiry;
 use super::lane;
-use super::log::{Ended, Ending, Head, Phase, Whole};
+use super::log::{Ended, Head, Phase, Whole};
+use super::message::Message;
 use super::relay::{self, Answered, Relay, Relayed, is_stream};
-use super::shared::Turn;
 use super::step::Desk;
+use super::unfinished::Unfinished;
 use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
-use crate::auth::Parts;
-use crate::auth::key::Key;
-use crate::body::room::Held;
-use crate::body::{Body, Permit, RequestBody, Response};
+use crate::body::{Body, Permit, Response};
 use crate::boxed;
 use crate::error::Error;
 use crate::letta::reply::Usage;
-use crate::letta::routes::Route;
 use crate::limits::{Bill, Seat};
-use crate::packed::PackedRequest;
 use crate::step::Handle;
 use crate::store::TurnId;
 use crate::telemetry::Record;
 use crate::telemetry::metrics::Gauged;
-use crate::telemetry::turn::{Facts, Outcome, Part};
+use crate::telemetry::turn::{Outcome, Part};
 
 /// Bytes of a conflict's body at most; a longer one is none.
 const LONGEST_CONFLICT: usize = 16 * 1024;
 /// Claims of one turn at most: each but the last found that another gateway's was taken back.
 const MOST_CLAIMS: u32 = 100;
 
-/// A body of no more bytes is packed with its head: it may have come in a buffer that is larger.
-const SHORT: usize = 4096;
-
-/// The message, to be sent as often as it takes until Letta has it.
-pub(super) struct Message {
-    head: MessageHead,
-    /// Empty once it is packed.
-    body: Bytes,
-    /// Its place in memory, as long as it is here.
-    held: Option<Held>,
-    route: &'static Route,
-    subject: Option<Arc<str>>,
-    pub key: Option<Arc<Key>>,
-}
-
-enum MessageHead {
-    /// The request without its body, in the buffer it was read into.
-    AsRead(Box<Parts>),
-    Packed(PackedRequest),
-    /// It has been answered, or is lost: nothing of it is wanted any more.
-    Forgotten,
-}
-
-impl Message {
-    /// `parts`: the request, its body taken.
-    pub(super) fn new(parts: Box<Parts>, body: Bytes, held: Held) -> Self {
-        let route = parts.route;
-        let (subject, key) = (parts.subject.clone(), parts.key.clone());
-        Self { head: MessageHead::AsRead(parts), body, held: Some(held), route, subject, key }
-    }
-
-    fn forget(&mut self) {
-        (self.head, self.body, self.held) = (MessageHead::Forgotten, Bytes::new(), None);
-    }
-
-    /// What is to wait must not keep the buffer it was read into. Gives the request as it was read, if it is here still.
-    fn pack(&mut self) -> Option<Box<Parts>> {
-        let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
-            MessageHead::AsRead(parts) => parts,
-            head => {
-                self.head = head;
-                return None;
-            }
-        };
-        let is_short = self.body.len() <= SHORT;
-        let packed = PackedRequest::of(&parts.request, if is_short { &self.body } else { b"" });
-        self.head = MessageHead::Packed(packed);
-        let body = if is_short { std::mem::take(&mut self.body) } else { self.body.clone() };
-        *parts.request.body_mut() = RequestBody::whole(body);
-        Some(parts)
-    }
-
-    /// To be sent now; it stays here for the next time.
-    fn dispatch(&mut self) -> Dispatch {
-        if let Some(parts) = self.pack() {
-            return Dispatch { parts };
-        }
-        let request = match &self.head {
-            MessageHead::Packed(packed) => {
-                let body = if self.body.is_empty() { packed.body() } else { self.body.clone() };
-                packed.unpack(Method::POST, RequestBody::whole(body))
-            }
-            // what has been answered is not sent again
-            _ => http::Request::default(),
-        };
-        let (request, route) = (Box::new(request), self.route);
-        Dispatch { parts: Box::new(Parts { request, route, subject: self.subject.clone(), key: self.key.clone() }) }
-    }
-}
-
 pub(super) struct Engine<B> {
-    pub desk: Arc<Desk>,
-    pub turn: Arc<Turn>,
+    pub unfinished: Unfinished,
     pub below: Arc<B>,
     pub message: Message,
     /// Until it is known whose turn it is: one of another gateway's needs no place.
@@ -158,15 +82,14 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     /// Works until the turn is over. What comes of it is the answer, where whoever drives the turn can be given it by
     /// hand. Boxed: a future holds what it is called with twice.
     pub(super) async fn run(mut self: Box<Self>) -> Option<Whole> {
-        let unfinished = Unfinished { desk: Arc::clone(&self.desk), turn: Some(Arc::clone(&self.turn)) };
         let (lane, _standing) = match self.prepare().await {
             Ok(Prepared::Ready(lane, standing)) => (lane, standing),
             Ok(Prepared::Followed(ended)) => {
-                unfinished.followed(ended);
+                self.unfinished.followed(ended);
                 return None;
             }
             Err(error) => {
-                unfinished.never_sent(error);
+                self.unfinished.never_sent(error);
                 return None;
             }
         };
@@ -174,27 +97,27 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             Ok(Worked::Answered(answered)) => {
                 self.charge(answered.outcome, answered.usage.as_ref());
                 if self.bill.is_none() {
-                    return unfinished.answered(answered, true);
+                    return self.unfinished.answered(answered, true);
                 }
-                unfinished.answered(answered, false);
+                self.unfinished.answered(answered, false);
             }
             Ok(Worked::Relayed(outcome)) => {
-                let usage = self.turn.facts.now().usage;
+                let usage = self.unfinished.turn.facts.now().usage;
                 self.charge(outcome, usage.as_ref());
-                unfinished.over(outcome, Ended::Whole);
+                self.unfinished.over(outcome, Ended::Whole);
             }
             Ok(Worked::Lost { error, as_event }) => {
                 self.message.forget();
                 // boxed, as all that is rare: what a turn takes in memory is what a plain one takes
                 let (lost, run) = Box::pin(self.aftermath().what_became(error, true)).await;
                 let ended = self.farewell(lost, as_event);
-                unfinished.over(Outcome::Broken, ended);
+                self.unfinished.over(Outcome::Broken, ended);
                 self.permit = None;
                 Box::pin(self.aftermath().outlast(run)).await;
             }
             Err(error) => {
                 self.bill = None;
-                unfinished.never_sent(error);
+                self.unfinished.never_sent(error);
             }
         }
         drop((lane, self.permit.take()));
@@ -220,10 +143,10 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Charges a turn whose answer did not tell what it cost with what Letta says when it is asked.
     async fn settle(&mut self) {
-        let usage = self.turn.facts.now().usage;
+        let usage = self.unfinished.turn.facts.now().usage;
         self.charge_if_known(usage.as_ref());
         let Some(bill) = self.bill.take() else { return };
-        let usage = match self.turn.run() {
+        let usage = match self.unfinished.turn.run() {
             Some(run) => Box::pin(self.inquiry().usage(run, &self.record)).await,
             None => None,
         };
@@ -232,7 +155,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Waits until the message may be sent to Letta, or follows the turn of another gateway's that it is.
     async fn prepare(&mut self) -> Result<Prepared, Error> {
-        match self.desk.fleet.clone() {
+        match self.unfinished.desk.fleet.clone() {
             None => {
                 self.sit()?;
                 Ok(Prepared::Ready(self.enter_lane().await?, None))
@@ -245,11 +168,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     async fn prepare_among(&mut self, fleet: Arc<Fleet>) -> Result<Prepared, Error> {
-        let desk = Arc::clone(&self.desk);
+        let desk = Arc::clone(&self.unfinished.desk);
         let Settings { dedupe, on_store_error, .. } = desk.settings;
         let metrics = &desk.metrics.turns;
         for _ in 0..MOST_CLAIMS {
-            let claiming = fleet.claim(&self.turn, dedupe, on_store_error, metrics);
+            let claiming = fleet.claim(&self.unfinished.turn, dedupe, on_store_error, metrics);
             let mut standing = match self.unless_left(claiming).await? {
                 Claimed::Ours(standing) => standing,
                 Claimed::Theirs(theirs) => match self.follow(&fleet, theirs).await? {
@@ -276,7 +199,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Follows the turn `theirs` of another gateway's to its end. `None`: it never began, and is this one's to claim.
     async fn follow(&self, fleet: &Arc<Fleet>, theirs: TurnId) -> Result<Option<Ended>, Error> {
-        let turn = &self.turn;
+        let turn = &self.unfinished.turn;
         let lost = match fleet.mirror(theirs, turn).await {
             Mirrored::Ended(ended) => return Ok(Some(ended)),
             Mirrored::Gone | Mirrored::NeverBegan => {
@@ -300,8 +223,8 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         if !as_event {
             return Ended::Failed(lost);
         }
-        let farewell = self.turn.error_event(lost.reason(), &lost.to_string());
-        self.turn.log.append(&farewell);
+        let farewell = self.unfinished.turn.error_event(lost.reason(), &lost.to_string());
+        self.unfinished.turn.log.append(&farewell);
         Ended::Told(lost)
     }
 
@@ -310,40 +233,41 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         tokio::select! {
             biased;
             done = work => done,
-            () = self.turn.log.all_left() => Err(Error::ClientLeft),
+            () = self.unfinished.turn.log.all_left() => Err(Error::ClientLeft),
         }
     }
 
     async fn enter_lane(&mut self) -> Result<Option<lane::Held>, Error> {
-        let Some(bounds) = self.desk.settings.lane else { return Ok(None) };
-        let Desk { lanes, fleet, .. } = &*self.desk;
-        if let Some(lane) = lanes.enter_free(&self.turn, bounds, fleet.as_ref()) {
-            self.desk.metrics.turns.queue.observe(0.0);
+        let Some(bounds) = self.unfinished.desk.settings.lane else { return Ok(None) };
+        let Desk { lanes, fleet, .. } = &*self.unfinished.desk;
+        if let Some(lane) = lanes.enter_free(&self.unfinished.turn, bounds, fleet.as_ref()) {
+            self.unfinished.desk.metrics.turns.queue.observe(0.0);
             return Ok(Some(lane));
         }
         self.message.pack();
         let entered = Instant::now();
         let lane = Box::pin(self.wait_for_lane(bounds)).await;
         // a lane that was free took no time that is worth telling
-        let queued = match self.turn.log.phase() {
+        let queued = match self.unfinished.turn.log.phase() {
             Phase::Waiting { ahead: 0 } => Duration::ZERO,
             _ => entered.elapsed(),
         };
         if !queued.is_zero() {
-            self.turn.facts.set(|facts| facts.queued = queued);
+            self.unfinished.turn.facts.set(|facts| facts.queued = queued);
         }
         if lane.is_ok() {
-            self.desk.metrics.turns.queue.observe(queued.as_secs_f64());
+            self.unfinished.desk.metrics.turns.queue.observe(queued.as_secs_f64());
         }
         lane.map(Some)
     }
 
     async fn wait_for_lane(&self, bounds: LaneSettings) -> Result<lane::Held, Error> {
-        let Desk { settings, lanes, fleet, metrics, .. } = &*self.desk;
-        let entering = lanes.enter(&self.turn, bounds, fleet.as_ref(), settings.on_store_error, &metrics.turns);
+        let Desk { settings, lanes, fleet, metrics, .. } = &*self.unfinished.desk;
+        let entering =
+            lanes.enter(&self.unfinished.turn, bounds, fleet.as_ref(), settings.on_store_error, &metrics.turns);
         let mut lane = self.unless_left(entering).await?;
         if let Some(lease) = lane.lease.as_mut().filter(|lease| !lease.abandoned().is_empty()) {
-            self.turn.log.set_phase(Phase::Waiting { ahead: 1 });
+            self.unfinished.turn.log.set_phase(Phase::Waiting { ahead: 1 });
             let aftermath = self.aftermath();
             let settling = async { Ok(aftermath.settle(lease.abandoned(), lane.deadline).await) };
             if !self.unless_left(settling).await? {
@@ -357,10 +281,10 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Sends the message and relays its answer. An error: it never reached Letta.
     async fn work(&mut self) -> Result<Worked, Error> {
-        let running = Gauged::new(&self.desk.metrics.turns.running);
+        let running = Gauged::new(&self.unfinished.desk.metrics.turns.running);
         let mut patience = Patience { pause: conflict::FIRST_PAUSE, until: None };
         let response = loop {
-            self.turn.log.set_phase(Phase::Sent);
+            self.unfinished.turn.log.set_phase(Phase::Sent);
             match self.exchange().await {
                 Ok(response) if response.status() == StatusCode::CONFLICT => {
                     if let Some(response) = Box::pin(self.after_conflict(response, &mut patience)).await? {
@@ -369,7 +293,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
                 }
                 Ok(response) => break response,
                 Err(error) => {
-                    self.turn.facts.exchanged(self.record.exchange());
+                    self.unfinished.turn.facts.exchanged(self.record.exchange());
                     let lost = |error| Worked::Lost { error, as_event: false };
                     return if error.never_sent() { Err(error) } else { Ok(lost(error)) };
                 }
@@ -380,13 +304,13 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             ControlFlow::Break(answered) => return Ok(Worked::Answered(answered)),
             ControlFlow::Continue(parts) => parts,
         };
-        self.turn.facts.exchanged(head.exchange.clone());
+        self.unfinished.turn.facts.exchanged(head.exchange.clone());
         let relayed = boxed::pin(|| self.relayed(head, body)).await;
         drop(running);
         Ok(match relayed {
             Relayed::Whole(outcome) => Worked::Relayed(outcome),
             Relayed::BrokenStream(error) => {
-                self.desk.metrics.streams_broken.inc();
+                self.unfinished.desk.metrics.streams_broken.inc();
                 Worked::Lost { error, as_event: true }
             }
             Relayed::BrokenBody(error) => Worked::Lost { error, as_event: false },
@@ -407,7 +331,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     fn relay(&self) -> Relay<'_> {
-        Relay { turn: &self.turn, desk: &self.desk, sent: self.record.sent.unwrap_or(self.turn.began) }
+        Relay {
+            turn: &self.unfinished.turn,
+            desk: &self.unfinished.desk,
+            sent: self.record.sent.unwrap_or(self.unfinished.turn.began),
+        }
     }
 
     /// Relays an answer that comes in parts.
@@ -416,7 +344,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let left = self.when_left();
         let relayed = async {
             if is_stream(&head) {
-                self.turn.log.begin(head, None);
+                self.unfinished.turn.log.begin(head, None);
                 relay.stream(body).await
             } else {
                 relay.pieces(head, body).await
@@ -435,7 +363,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             Ok(found) => found,
             Err(response) => return Ok(Some(response)),
         };
-        let most = self.desk.settings.lane.map_or(Duration::ZERO, |lane| lane.max_wait);
+        let most = self.unfinished.desk.settings.lane.map_or(Duration::ZERO, |lane| lane.max_wait);
         let until = *patience.until.get_or_insert_with(|| Instant::now() + most);
         if Instant::now() >= until {
             return Ok(Some(response));
@@ -464,9 +392,9 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// Waits until it is worth sending the message again, which was not executed. An error: nobody follows any more.
     async fn wait_out(&self, conflict: Conflict, pause: Duration, until: Instant) -> Result<(), Error> {
-        let metrics = &self.desk.metrics.turns;
+        let metrics = &self.unfinished.desk.metrics.turns;
         let _waiting = Gauged::new(&metrics.waiting);
-        self.turn.log.set_phase(Phase::Waiting { ahead: 1 });
+        self.unfinished.turn.log.set_phase(Phase::Waiting { ahead: 1 });
         let waiting = async {
             match conflict {
                 Conflict::Database { pause } => {
@@ -485,12 +413,17 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         };
         let began = Instant::now();
         let waited = self.unless_left(waiting).await;
-        self.turn.facts.set(|facts| facts.queued += began.elapsed());
+        self.unfinished.turn.facts.set(|facts| facts.queued += began.elapsed());
         waited
     }
 
     fn aftermath(&self) -> Aftermath<'_, B> {
-        Aftermath { desk: &self.desk, turn: &self.turn, inquiry: self.inquiry(), record: &self.record }
+        Aftermath {
+            desk: &self.unfinished.desk,
+            turn: &self.unfinished.turn,
+            inquiry: self.inquiry(),
+            record: &self.record,
+        }
     }
 
     fn inquiry(&self) -> Inquiry<B> {
@@ -499,11 +432,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
 
     /// What is done when the last follower has left; `None`: nothing.
     fn when_left(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-        let policy = self.desk.settings.on_disconnect;
+        let policy = self.unfinished.desk.settings.on_disconnect;
         if policy == OnDisconnect::Detach {
             return None;
         }
-        let (turn, inquiry, record) = (Arc::clone(&self.turn), self.inquiry(), self.record.apart());
+        let (turn, inquiry, record) = (Arc::clone(&self.unfinished.turn), self.inquiry(), self.record.apart());
         Some(Box::pin(async move {
             turn.log.all_left().await;
             if policy == OnDisconnect::Drain {
@@ -539,97 +472,5 @@ async fn beside<T>(
         biased;
         done = &mut work => done,
         () = &mut other => work.await,
-    }
-}
-
-/// Sees to it that a turn has an end, even if its engine is dropped.
-struct Unfinished {
-    desk: Arc<Desk>,
-    turn: Option<Arc<Turn>>,
-}
-
-impl Unfinished {
-    /// The answer was all there at once. It is given back where `is_for_hands` and whoever drives the turn is there.
-    fn answered(mut self, answered: Answered, is_for_hands: bool) -> Option<Whole> {
-        let turn = self.turn.take()?;
-        let Answered { answer, outcome, usage } = answered;
-        let facts = turn.facts.answered(outcome, usage, &answer.head.exchange);
-        let now = told(&self.desk, &turn, outcome, &facts);
-        let is_told = turn.is_known_to_all();
-        if may_come_again(outcome, answer.head.status) {
-            self.desk.registry.forget(&turn);
-            turn.log.fill(answer, is_told);
-            turn.log.end(Ended::Whole);
-            return None;
-        }
-        let ending = Ending::Whole { answer, is_told, is_for_hands: is_for_hands && !is_told };
-        over(&self.desk, &turn, ending, now)
-    }
-
-    fn over(mut self, outcome: Outcome, ended: Ended) {
-        let Some(turn) = self.turn.take() else { return };
-        let facts = turn.facts.set(|facts| facts.outcome = Some(outcome));
-        let now = told(&self.desk, &turn, outcome, &facts);
-        if turn.log.status().is_some_and(|status| may_come_again(outcome, status)) {
-            self.desk.registry.forget(&turn);
-            turn.log.end(ended);
-        } else {
-            over(&self.desk, &turn, Ending::Logged(ended), now);
-        }
-    }
-
-    /// The turn was another gateway's, and is told of there.
-    fn followed(mut self, ended: Ended) {
-        let Some(turn) = self.turn.take() else { return };
-        self.desk.metrics.turns.repeat(turn.part().as_str());
-        over(&self.desk, &turn, Ending::Logged(ended), Instant::now());
-    }
-
-    fn never_sent(mut self, error: Error) {
-        let Some(turn) = self.turn.take() else { return };
-        never_sent(&self.desk, &turn, error);
-    }
-}
-
-/// Counts a turn that ends now.
-fn told(desk: &Desk, turn: &Turn, outcome: Outcome, facts: &Facts) -> Instant {
-    let metrics = &desk.metrics.turns;
-    metrics.ended(outcome.as_str());
-    if let Some(usage) = &facts.usage {
-        metrics.used(usage);
-    }
-    let now = Instant::now();
-    let took = now.saturating_duration_since(turn.began).saturating_sub(facts.queued);
-    metrics.duration.observe(took.as_secs_f64());
-    now
-}
-
-/// Letta has refused it: it was not executed, and what repeats it is Letta's to answer.
-fn may_come_again(outcome: Outcome, status: StatusCode) -> bool {
-    outcome == Outcome::Refused && status.is_client_error()
-}
-
-/// The turn ends `now`, and can be repeated from then on.
-fn over(desk: &Desk, turn: &Arc<Turn>, ending: Ending, now: Instant) -> Option<Whole> {
-    desk.registry.over(turn, ending, now, &desk.settings, &desk.metrics.turns)
-}
-
-fn never_sent(desk: &Desk, turn: &Arc<Turn>, error: Error) {
-    desk.registry.forget(turn);
-    turn.facts.set(|facts| facts.outcome = Some(Outcome::NeverSent));
-    desk.metrics.turns.ended(Outcome::NeverSent.as_str());
-    turn.log.end(Ended::Failed(error));
-}
-
-impl Drop for Unfinished {
-    fn drop(&mut self) {
-        if let Some(turn) = self.turn.take() {
-            match turn.log.phase() {
-                Phase::Waiting { .. } => never_sent(&self.desk, &turn, Error::ClientLeft),
-                Phase::Sent | Phase::Over => {
-                    over(&self.desk, &turn, Ending::Logged(Ended::Failed(Error::Draining)), Instant::now());
-                }
-            }
-        }
     }
 }

@@ -82,10 +82,10 @@ impl Drop for Follower {
 pub(super) type Work = Pin<Box<dyn Future<Output = Option<Whole>> + Send>>;
 
 /// An engine that is driven by the task of the client it works for, until that leaves: then it gets a task of its own.
-pub(super) struct Driven {
+pub(super) struct Driven<'a> {
     work: Option<Work>,
     turn: Arc<Turn>,
-    tasks: TaskTracker,
+    tasks: &'a TaskTracker,
 }
 
 /// What the client that drove a turn gets of it.
@@ -95,9 +95,9 @@ pub(super) enum Answer {
     Head(Head),
 }
 
-impl Driven {
-    pub(super) fn new(work: Work, turn: &Arc<Turn>, tasks: &TaskTracker) -> Self {
-        Self { work: Some(work), turn: Arc::clone(turn), tasks: tasks.clone() }
+impl<'a> Driven<'a> {
+    pub(super) fn new(work: Work, turn: Arc<Turn>, tasks: &'a TaskTracker) -> Self {
+        Self { work: Some(work), turn, tasks }
     }
 
     /// The answer, or its head; once that is there the engine goes on by itself.
@@ -120,7 +120,7 @@ impl Driven {
     }
 }
 
-impl Drop for Driven {
+impl Drop for Driven<'_> {
     fn drop(&mut self) {
         // what Letta has not begun with ends with its last follower: the engine sees to that itself
         if let Some(work) = self.work.take() {

@@ -3,7 +3,8 @@
 //! Until it has grown over its bound the whole answer is kept, whoever reads how slowly, and can be given again. From
 //! then on only what its readers have not read is kept, and the replica is read no faster than the slowest of them.
 
-use std::collections::VecDeque;
+mod kept;
+
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -13,8 +14,9 @@ use smallvec::SmallVec;
 
 use super::past::Number;
 use crate::error::Error;
-use crate::packed::{pack, unpack};
 use crate::telemetry::record::Exchange;
+pub(super) use kept::{KeptAnswer, Packed, Said};
+use kept::{KeptHead, Pieces, SaidHead};
 
 /// Bytes a reader may be behind once the log is over its bound.
 const MOST_BEHIND: u64 = 64 * 1024;
@@ -30,60 +32,6 @@ pub(super) struct Head {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub exchange: Exchange,
-}
-
-/// A head as it is kept.
-struct KeptHead {
-    status: StatusCode,
-    /// Packed.
-    fields: Bytes,
-    exchange: Exchange,
-}
-
-impl KeptHead {
-    fn of(head: &Head) -> Self {
-        let mut fields = Vec::new();
-        pack(&head.headers, &mut fields);
-        Self { status: head.status, fields: fields.into(), exchange: head.exchange.clone() }
-    }
-
-    fn head(&self) -> Head {
-        let headers = unpack(&self.fields);
-        Head { status: self.status, headers, exchange: self.exchange.clone() }
-    }
-}
-
-/// What is kept of an answer, piece by piece. Most answers are one, and that needs no memory of its own.
-#[derive(Default)]
-struct Pieces {
-    front: Option<Bytes>,
-    /// Empty if there is no `front`.
-    rest: VecDeque<Bytes>,
-}
-
-impl Pieces {
-    fn push(&mut self, piece: Bytes) {
-        match self.front {
-            None => self.front = Some(piece),
-            Some(_) => self.rest.push_back(piece),
-        }
-    }
-
-    fn pop(&mut self) -> Option<Bytes> {
-        let next = self.rest.pop_front();
-        std::mem::replace(&mut self.front, next)
-    }
-
-    fn get(&self, at: usize) -> Option<&Bytes> {
-        match at.checked_sub(1) {
-            None => self.front.as_ref(),
-            Some(at) => self.rest.get(at),
-        }
-    }
-
-    fn iter(&self) -> impl Iterator<Item = &Bytes> {
-        self.front.iter().chain(&self.rest)
-    }
 }
 
 /// How the answer ended.
@@ -109,60 +57,6 @@ impl Ended {
 pub(super) struct Whole {
     pub head: Head,
     pub body: Bytes,
-}
-
-/// All that was said, as it is kept.
-pub(super) struct KeptAnswer {
-    /// The head's status and its fields, packed.
-    pub head: Option<(StatusCode, Bytes)>,
-    pub body: SmallVec<[Bytes; 1]>,
-}
-
-/// All that was said, to be kept.
-pub(super) struct Said<'a> {
-    head: Option<SaidHead<'a>>,
-    first: Option<&'a Bytes>,
-    rest: Option<&'a VecDeque<Bytes>>,
-}
-
-#[derive(Clone, Copy)]
-enum SaidHead<'a> {
-    Kept(&'a KeptHead),
-    AsCame(&'a Head),
-}
-
-impl Said<'_> {
-    pub(super) fn status(&self) -> Option<StatusCode> {
-        self.head.map(|head| match head {
-            SaidHead::Kept(head) => head.status,
-            SaidHead::AsCame(head) => head.status,
-        })
-    }
-
-    /// Packs the fields of the head into `bytes`.
-    pub(super) fn pack_head(&self, bytes: &mut Vec<u8>) {
-        match self.head {
-            Some(SaidHead::Kept(head)) => bytes.extend_from_slice(&head.fields),
-            Some(SaidHead::AsCame(head)) => pack(&head.headers, bytes),
-            None => {}
-        }
-    }
-
-    pub(super) fn body(&self) -> impl Iterator<Item = &Bytes> {
-        self.first.into_iter().chain(self.rest.into_iter().flatten())
-    }
-}
-
-/// What is known of a log when it is packed.
-pub(super) struct Packed<Answer> {
-    /// So many read it.
-    pub followers: u32,
-    /// Somebody has read it to its end.
-    pub is_delivered: bool,
-    /// None: it is not all there.
-    pub answer: Option<Answer>,
-    /// None: the answer is whole.
-    pub broken: Option<Arc<Ended>>,
 }
 
 /// What a log ends with.

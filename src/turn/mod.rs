@@ -20,12 +20,14 @@ mod inquiry;
 mod lane;
 mod log;
 mod marks;
+mod message;
 mod past;
 mod registry;
 mod relay;
 mod resume;
 mod step;
 mod shared;
+mod unfinished;
 
 use std::time::Duration;
 

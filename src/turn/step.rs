@@ -11,15 +11,17 @@ use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
-use super::engine::{Engine, Message};
+use super::engine::Engine;
 use super::fleet::{Fleet, Mirrored};
 use super::follow::{Answer, Driven, Follower, Following, Keepalive};
 use super::lane::Lanes;
 use super::log::{Ended, Head, Phase, Whole};
 use super::marks::{Marks, Target};
+use super::message::Message;
 use super::registry::{NoStream, Registry, Repeated};
 use super::resume::{self, Asked};
 use super::shared::{Beginning, Turn};
+use super::unfinished::Unfinished;
 use super::{Dispatch, Index, Settings};
 use crate::auth::Parts;
 use crate::body::request::{Read, within};
@@ -56,7 +58,7 @@ pub struct Turns {
 }
 
 /// What became of a send.
-enum Sent {
+enum Sent<'a> {
     /// It can be no turn.
     NoTurn(Box<Parts>, Option<Box<Seat>>),
     /// It is a repeat of this one.
@@ -64,7 +66,7 @@ enum Sent {
     /// Its turn has a task of its own.
     Stream(Follower),
     /// Its turn is for the task of its client to drive, until the answer is there.
-    Begun(Driven, Follower),
+    Begun(Driven<'a>, Follower),
 }
 
 /// What all turns of one gateway share.
@@ -185,7 +187,7 @@ impl Turns {
         mut seat: Option<Box<Seat>>,
         record: &mut Record,
         below: &Arc<B>,
-    ) -> Result<Sent, Error> {
+    ) -> Result<Sent<'_>, Error> {
         let desk = &self.desk;
         record.request_bytes = body.len() as u64;
         // whatever Content-Encoding says: Letta does not look at it
@@ -215,8 +217,7 @@ impl Turns {
         }
         record.turn = Some((Part::Started, SharedFacts::of(&turn)));
         let mut engine = boxed::make(|| Engine {
-            desk: Arc::clone(desk),
-            turn: Arc::clone(&turn),
+            unfinished: Unfinished::new(desk, &turn),
             below: Arc::clone(below),
             message: Message::new(parts, body, held),
             bill: seat.as_mut().and_then(|seat| seat.bill()),
@@ -229,7 +230,7 @@ impl Turns {
             desk.tasks.spawn(engine.run());
             return Ok(Sent::Stream(follower));
         }
-        Ok(Sent::Begun(Driven::new(boxed::pin(|| engine.run()), &turn, &desk.tasks), follower))
+        Ok(Sent::Begun(Driven::new(boxed::pin(|| engine.run()), turn, &desk.tasks), follower))
     }
 
     /// Answers a send whose turn is known.
