@@ -33,8 +33,10 @@ pub(super) const MOST_ALIKE: usize = 16;
 /// A chapter has so many turns at most, or a [`CHAPTERS`]th of all that there are.
 const FEW: usize = 1024;
 const MOST: usize = 1 << 15;
-/// A chapter has so small a part of the turns and of the room at most, and one turn at least.
+/// A chapter has so small a part of the turns at most.
 const CHAPTERS: usize = 64;
+/// A chapter takes so small a part of the room at most, or what one turn does.
+const PARTS: u64 = 16;
 /// A chapter has the turns of so small a part of the window at most.
 const AGES: u32 = 16;
 
@@ -144,25 +146,31 @@ impl Past {
     /// Sees to it that there is a chapter with room for one turn more.
     fn open(&mut self, now: Instant, settings: &Settings) {
         let most = (self.len / CHAPTERS).clamp(FEW, MOST);
-        let bytes = settings.max_total / CHAPTERS as u64;
+        let bytes = settings.max_total / PARTS;
         let age = settings.window / AGES;
         let has_room = |chapter: &Chapter| {
-            !chapter.is_stripped
-                && chapter.turns.len() < most
+            let Chapter { turns, is_stripped, .. } = chapter;
+            // a long list is not made longer: it would have to be copied
+            let fits = turns.len() < FEW || turns.len() < turns.capacity().min(most);
+            !is_stripped
+                && fits
                 && chapter.answers + chapter.rest() < bytes
                 && now.saturating_duration_since(chapter.began) < age
         };
         if self.chapters.back().is_some_and(has_room) {
             return;
         }
-        // as many as before, about
-        let room = self.chapters.back().map_or(0, |chapter| chapter.turns.len());
+        if let Some(full) = self.chapters.back_mut() {
+            self.rest -= full.rest();
+            full.close();
+            self.rest += full.rest();
+        }
         let chapter = match self.spare.take() {
             Some(mut spare) => {
                 (spare.began, spare.until) = (now, now);
                 spare
             }
-            None => Chapter::new(now, room),
+            None => Chapter::like(self.chapters.back(), now),
         };
         self.rest += chapter.rest();
         self.chapters.push_back(chapter);

@@ -173,27 +173,51 @@ fn place_in<T: ?Sized>(list: &mut Vec<Arc<T>>, one: &Arc<T>) -> u16 {
     u16::try_from(place).unwrap_or(NONE)
 }
 
+/// Gives back room that is a quarter of what is in `list` or more.
+fn shrink<T>(list: &mut Vec<T>) {
+    if list.capacity() > list.len() * 5 / 4 {
+        list.shrink_to_fit();
+    }
+}
+
 fn listed<T>(list: &[T], place: u16) -> Option<&T> {
     list.get(usize::from(place))
 }
 
 impl Chapter {
-    /// `room`: of so many turns.
-    pub(super) fn new(began: Instant, room: usize) -> Self {
+    /// One with room for as many as `before` has, about.
+    pub(super) fn like(before: Option<&Self>, began: Instant) -> Self {
+        let room = |of: fn(&Self) -> usize| before.map_or(0, |before| of(before) * 9 / 8);
+        let found_by = room(|before| before.latest.len());
+        Self {
+            turns: Vec::with_capacity(room(|before| before.turns.len())),
+            more: Vec::with_capacity(room(|before| before.more.len())),
+            latest: HashMap::with_capacity_and_hasher(found_by, RandomState::default()),
+            ..Self::new(began)
+        }
+    }
+
+    fn new(began: Instant) -> Self {
         Self {
             began,
             until: began,
-            turns: Vec::with_capacity(room),
+            turns: Vec::new(),
             more: Vec::new(),
             keys: Vec::new(),
             upstreams: Vec::new(),
-            latest: HashMap::with_capacity_and_hasher(room, RandomState::default()),
+            latest: HashMap::default(),
             end: 0,
             answers: 0,
             is_stripped: false,
             streams: 0,
             heap: 0,
         }
+    }
+
+    /// Nothing is added any more. Lists grow to twice what they had.
+    pub(super) fn close(&mut self) {
+        shrink(&mut self.turns);
+        shrink(&mut self.more);
     }
 
     /// One that has nothing yet in the memory of this one.
@@ -204,7 +228,7 @@ impl Chapter {
         keys.clear();
         upstreams.clear();
         latest.clear();
-        Self { turns, more, keys, upstreams, latest, ..Self::new(self.began, 0) }
+        Self { turns, more, keys, upstreams, latest, ..Self::new(self.began) }
     }
 
     /// Bytes of all of it but its answers.

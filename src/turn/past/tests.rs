@@ -92,11 +92,14 @@ fn chapters_are_bounded_in_turns_and_grow_with_their_number() {
     }
     assert_eq!(past.chapters.iter().map(|chapter| chapter.turns.len()).collect::<Vec<_>>(), [FEW; 3]);
     past.len = 2 * FEW * CHAPTERS;
-    for _ in 0..=2 * FEW {
+    for _ in 0..12 * FEW {
         answered(&mut past, 1, b"", &Settings { max_total: u64::MAX, ..roomy() });
     }
-    let largest = past.chapters.iter().map(|chapter| chapter.turns.len()).max().unwrap();
-    assert!((2 * FEW..3 * FEW).contains(&largest), "{largest}");
+    let lengths: Vec<usize> = past.chapters.iter().map(|chapter| chapter.turns.len()).collect();
+    assert!(
+        lengths.iter().max() > Some(&(3 * FEW / 2)) && lengths.iter().all(|length| *length < 3 * FEW),
+        "{lengths:?}"
+    );
 }
 
 #[test]
