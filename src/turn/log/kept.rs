@@ -23,7 +23,7 @@ impl KeptHead {
     pub(super) fn of(head: &Head) -> Self {
         let mut fields = Vec::new();
         pack(&head.headers, &mut fields);
-        Self { status: head.status, fields: fields.into(), exchange: head.exchange.clone() }
+        Self { status: head.status, fields: Bytes::copy_from_slice(&fields), exchange: head.exchange.clone() }
     }
 
     pub(super) fn head(&self) -> Head {
