@@ -433,8 +433,7 @@ impl<B: Handle<Dispatch> + 'static> Step<Forward, Arc<B>> for Turns {
     async fn call(&self, forward: Forward, record: &mut Record, below: &Arc<B>) -> Result<Response, Error> {
         let (parts, seat) = forward.into_parts();
         match parts.route.sends {
-            // boxed: what is no message must not be the larger future
-            Some(sends) => boxed::pin(|| self.send(sends, parts, seat, record, below)).await,
+            Some(sends) => self.send(sends, parts, seat, record, below).await,
             None if resume::is_resume(parts.route) => Box::pin(self.resume(parts, record, below)).await,
             None => below.handle(Dispatch { parts }, record).await,
         }
