@@ -302,4 +302,4 @@ impl fmt::Debug for RequestBody {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

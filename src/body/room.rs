@@ -160,7 +160,10 @@ impl Drop for Share {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::AsyncWriteExt as _;
+
     use super::*;
+    use crate::body::request::tests::posted;
 
     const MIB: usize = 1024 * 1024;
 
@@ -208,6 +211,38 @@ mod tests {
         assert_eq!(of_a(), Some(SMALL + 1 + MIB), "what was refused is not counted");
         drop(held);
         assert_eq!((of_a(), room.room.available_permits()), (None, ROOM));
+    }
+
+    #[tokio::test]
+    async fn a_body_that_comes_in_pieces_is_read_whole_and_counted_as_it_comes() {
+        let (room, a) = (room(), "a".into());
+        let (body, mut client) = posted("transfer-encoding: chunked").await;
+        let reading = room.read(Some(&a), body);
+        let writing = async {
+            for piece in ["3\r\nabc\r\n", "4\r\ndefg\r\n", "1\r\nh\r\n0\r\n\r\n"] {
+                tokio::task::yield_now().await;
+                client.write_all(piece.as_bytes()).await.unwrap();
+            }
+        };
+        let (read, ()) = tokio::join!(reading, writing);
+        let (bytes, held) = read.unwrap();
+        assert_eq!((&*bytes, room.room.available_permits()), (&b"abcdefgh"[..], ROOM - 8));
+        drop(held);
+        assert_eq!(room.room.available_permits(), ROOM);
+    }
+
+    #[tokio::test]
+    async fn a_body_that_grows_too_long_is_refused_and_one_that_does_not_come_is_late() {
+        let room = Room::new(6, Duration::from_millis(50));
+        let (body, mut client) = posted("transfer-encoding: chunked").await;
+        client.write_all(b"4\r\nabcd\r\n4\r\nefgh\r\n").await.unwrap();
+        assert!(matches!(room.read(None, body).await, Err(Error::BodyTooLarge { limit: 6 })));
+        let (body, _client) = posted("content-length: 7").await;
+        assert!(matches!(room.read(None, body).await, Err(Error::BodyTooLarge { limit: 6 })));
+        let (body, mut client) = posted("content-length: 5").await;
+        client.write_all(b"abc").await.unwrap();
+        assert!(matches!(room.read(None, body).await, Err(Error::BodyTimeout)));
+        assert_eq!(room.room.available_permits(), ROOM);
     }
 
     #[tokio::test]

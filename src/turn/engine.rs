@@ -1,5 +1,5 @@
-//! The engine of one turn: waits for the lane, sends the message, writes the answer to the log, and sees to it that the
-//! turn has an end that is told.
+//! The engine of one turn: waits for the lane, sends the message and writes the answer to the log. A whole answer goes
+//! past the log to the client that drives the engine, if that one is alone with the turn.
 //!
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
@@ -26,7 +26,6 @@ use super::{Dispatch, LaneSettings, OnDisconnect, Settings};
 use crate::body::{Body, Permit, Response};
 use crate::boxed;
 use crate::error::Error;
-use crate::letta::reply::Usage;
 use crate::limits::{Bill, Seat};
 use crate::step::Handle;
 use crate::store::TurnId;
@@ -95,15 +94,17 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         };
         match self.work().await {
             Ok(Worked::Answered(answered)) => {
-                self.charge(answered.outcome, answered.usage.as_ref());
-                if self.bill.is_none() {
-                    return self.unfinished.answered(answered, true);
+                // it names no run that Letta could be asked about
+                if let Some(bill) = self.bill.take().filter(|_| answered.outcome != Outcome::Refused) {
+                    bill.charge(answered.usage.as_ref());
                 }
-                self.unfinished.answered(answered, false);
+                return self.unfinished.answered(answered);
             }
             Ok(Worked::Relayed(outcome)) => {
-                let usage = self.unfinished.turn.facts.now().usage;
-                self.charge(outcome, usage.as_ref());
+                if outcome == Outcome::Refused {
+                    self.bill = None;
+                }
+                self.charge();
                 self.unfinished.over(outcome, Ended::Whole);
             }
             Ok(Worked::Lost { error, as_event }) => {
@@ -127,24 +128,20 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         None
     }
 
-    /// Charges a turn that ended well, if it is known what it cost; one that was refused cost nothing.
-    fn charge(&mut self, outcome: Outcome, usage: Option<&Usage>) {
-        if outcome == Outcome::Refused {
-            self.bill = None;
+    /// Charges the turn if it is known what it cost.
+    fn charge(&mut self) {
+        if self.bill.is_none() {
+            return;
         }
-        self.charge_if_known(usage);
-    }
-
-    fn charge_if_known(&mut self, usage: Option<&Usage>) {
+        let usage = self.unfinished.turn.facts.now().usage;
         if let Some(bill) = self.bill.take_if(|bill| usage.is_some() || !bill.wants_usage()) {
-            bill.charge(usage);
+            bill.charge(usage.as_ref());
         }
     }
 
     /// Charges a turn whose answer did not tell what it cost with what Letta says when it is asked.
     async fn settle(&mut self) {
-        let usage = self.unfinished.turn.facts.now().usage;
-        self.charge_if_known(usage.as_ref());
+        self.charge();
         let Some(bill) = self.bill.take() else { return };
         let usage = match self.unfinished.turn.run() {
             Some(run) => Box::pin(self.inquiry().usage(run, &self.record)).await,
@@ -325,9 +322,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             match left {
                 None => below.handle(dispatch, record).await,
                 // boxed: the usual policy must not have the larger future
-                Some(left) => {
-                    Box::pin(async move { beside(left, pin!(below.handle(dispatch, record))).await }).await
-                }
+                Some(left) => Box::pin(async move { beside(left, pin!(below.handle(dispatch, record))).await }).await,
             }
         }
     }

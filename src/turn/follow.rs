@@ -1,4 +1,5 @@
-//! The clients of a turn: each reads the log from its beginning, at its own pace.
+//! The clients of a turn: each reads the log from its beginning, at its own pace. Who drives the turn and is alone with it
+//! is given a whole answer by hand.
 //!
 //! On a stream a silence is filled with comments (the WHATWG's HTML §9.2.6, a line that begins with a colon), so that
 //! nothing on the way takes a thinking agent for a dead connection. Comments stand between events, never in one.

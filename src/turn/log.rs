@@ -66,10 +66,8 @@ pub(super) enum Ending {
     /// The whole answer.
     Whole {
         answer: Whole,
-        /// Other gateways are told of it, so its head is asked for again.
-        is_told: bool,
-        /// Whoever drives the turn can be given it by hand.
-        is_for_hands: bool,
+        /// Other gateways are told of it from the log, its head, too.
+        is_known_to_all: bool,
     },
 }
 
@@ -119,7 +117,7 @@ struct State {
     readers: SmallVec<[Option<Reader>; 1]>,
     /// Somebody has read it to its end.
     is_delivered: bool,
-    /// Where it is packed: nobody enters any more.
+    /// Where it is packed. Nobody enters any more but the one whom a copy was made for.
     number: Option<Number>,
     /// The engine, if it waits for its readers.
     engine: Option<Waker>,
@@ -205,8 +203,8 @@ impl State {
         }
     }
 
-    fn fill(&mut self, Whole { head, body }: Whole, is_told: bool, max: u64) {
-        self.head = is_told.then(|| KeptHead::of(&head));
+    fn fill(&mut self, Whole { head, body }: Whole, is_known_to_all: bool, max: u64) {
+        self.head = is_known_to_all.then(|| KeptHead::of(&head));
         self.fresh = Some(Box::new(head));
         self.told_at = Some(body.len() as u64);
         if !body.is_empty() {
@@ -304,45 +302,47 @@ impl Log {
     }
 
     /// Ends the log of a turn that is found as `number` from now on, and has all that was said kept by `keep`, if it is
-    /// all there. The answer is given back where whoever drives the turn can be given it by hand.
-    pub(super) fn pack<Answer>(
+    /// all there. A whole answer is given back where the only one who follows drives the turn: that one gets it by hand,
+    /// and has left.
+    pub(super) fn pack<Kept>(
         &self,
         ending: Ending,
         number: Number,
-        keep: impl FnOnce(Said<'_>) -> Answer,
-    ) -> (Packed<Answer>, Option<Whole>) {
+        keep: impl FnOnce(Said<'_>) -> Option<Kept>,
+    ) -> (Packed<Kept>, Option<Whole>) {
         let mut state = self.lock();
         let state = &mut *state;
         state.number = Some(number);
-        match ending {
-            Ending::Whole { answer, is_for_hands: true, .. } if state.is_only_driven() => {
-                // its reader leaves with it
+        let (ended, given) = match ending {
+            Ending::Logged(ended) => (ended, None),
+            Ending::Whole { answer, is_known_to_all: false } if state.is_only_driven() => {
+                state.is_whole &= answer.body.len() as u64 <= self.max;
                 state.readers.clear();
                 state.is_delivered = true;
-                state.end(Ended::Whole);
-                let Whole { head, body } = &answer;
-                state.is_whole &= body.len() as u64 <= self.max;
-                let said = Said { head: Some(SaidHead::AsCame(head)), first: Some(body), rest: None };
-                let kept = state.is_whole.then(|| keep(said));
-                let packed = Packed { followers: 0, is_delivered: true, answer: kept, broken: None };
-                return (packed, Some(answer));
+                (Ended::Whole, Some(answer))
             }
-            Ending::Whole { answer, is_told, .. } => {
-                state.fill(answer, is_told, self.max);
-                state.end(Ended::Whole);
+            Ending::Whole { answer, is_known_to_all } => {
+                state.fill(answer, is_known_to_all, self.max);
+                (Ended::Whole, None)
             }
-            Ending::Logged(ended) => state.end(ended),
-        }
+        };
+        state.end(ended);
         let broken = match &state.ended {
             Some(Ended::Whole) | None => None,
             Some(ended) => Some(Arc::new(ended.again())),
         };
-        let head = state.head.as_ref().map(SaidHead::Kept).or(state.fresh.as_deref().map(SaidHead::AsCame));
-        let said = Said { head, first: state.pieces.front.as_ref(), rest: Some(&state.pieces.rest) };
-        let answer = state.is_whole.then(|| keep(said));
+        let (head, first) = match &given {
+            Some(Whole { head, body }) => (Some(SaidHead::AsCame(head)), Some(body)),
+            None => {
+                let fresh = state.fresh.as_deref().map(SaidHead::AsCame);
+                (state.head.as_ref().map(SaidHead::Kept).or(fresh), state.pieces.front.as_ref())
+            }
+        };
+        let said = Said { head, first, rest: &state.pieces.rest };
+        let answer = if state.is_whole { keep(said) } else { None };
         state.let_head_go();
         let followers = u32::try_from(state.readers.iter().flatten().count()).unwrap_or(u32::MAX);
-        (Packed { followers, is_delivered: state.is_delivered, answer, broken }, None)
+        (Packed { followers, is_delivered: state.is_delivered, answer, broken }, given)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -390,10 +390,10 @@ impl Log {
         state.wake_readers();
     }
 
-    /// The whole answer at once. `is_told`: other gateways are told of it, so its head is asked for again.
-    pub(super) fn fill(&self, answer: Whole, is_told: bool) {
+    /// The whole answer at once. `is_known_to_all`: other gateways are told of it, so its head is asked for again.
+    pub(super) fn fill(&self, answer: Whole, is_known_to_all: bool) {
         let mut state = self.lock();
-        state.fill(answer, is_told, self.max);
+        state.fill(answer, is_known_to_all, self.max);
         state.wake_readers();
     }
 
@@ -565,6 +565,7 @@ impl Log {
         state.fresh.as_ref().map(|head| head.status).or(state.head.as_ref().map(|head| head.status))
     }
 
+    /// To be asked once by each reader: who is the last takes the head as it came.
     pub(super) fn poll_head(&self, place: usize, cx: &Context<'_>) -> Poll<Result<Head, Error>> {
         let mut state = self.lock();
         if let Some(fresh) = state.fresh.take() {

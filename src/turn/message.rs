@@ -19,7 +19,7 @@ const SHORT: usize = 4096;
 /// The message, to be sent as often as it takes until Letta has it.
 pub(super) struct Message {
     head: MessageHead,
-    /// Empty once it is packed.
+    /// Empty once it is packed; a long one is not.
     body: Bytes,
     /// Its place in memory, as long as it is here.
     held: Option<Held>,
@@ -48,7 +48,7 @@ impl Message {
         (self.head, self.body, self.held) = (MessageHead::Forgotten, Bytes::new(), None);
     }
 
-    /// What is to wait must not keep the buffer it was read into. Gives the request as it was read, if it is here still.
+    /// What is to wait must not keep the buffer its head was read into, which a short body may be in, too. Gives the request as it was read, if it is here still.
     pub(super) fn pack(&mut self) -> Option<Box<Parts>> {
         let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
             MessageHead::AsRead(parts) => parts,

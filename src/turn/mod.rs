@@ -3,8 +3,9 @@
 //! A message to an agent starts a **turn**. Letta goes on with it when its client leaves, both official clients send the
 //! same message again after a minute, and two turns of one agent that overlap lose messages. So a turn is a thing of the
 //! gateway's own: one engine talks to the replica and writes what comes back to the turn's bounded **log**; clients are
-//! **followers** of a log: the one that started it, its own retry, one that comes back with an offset. The **registry**
-//! finds the turn that a send repeats. The **lane** of an agent admits one turn at a time.
+//! **followers** of a log: the one that started it, its own retry, one that comes back with an offset. (A whole answer
+//! goes past the log to the client that started the turn, if nobody else follows.) The **registry** finds the turn that a
+//! send repeats, among those that run and those of the **past**. The **lane** of an agent admits one turn at a time.
 //!
 //! With a Redis all that is the **fleet**'s: the gateways that share it have one turn for each message and one lane for
 //! each agent.
@@ -48,7 +49,7 @@ pub struct Settings {
     pub keepalive: Duration,
     /// Bytes of one answer that can be given again.
     pub max_log: usize,
-    /// Bytes of all answers that are kept, in this process.
+    /// Bytes of all that is kept of turns that are over, in this process.
     pub max_total: u64,
     /// What becomes of messages while the store of all gateways is gone.
     pub on_store_error: OnStoreError,

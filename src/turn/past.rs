@@ -1,8 +1,9 @@
 //! Turns that are over, in the order of their ends: what a repeat of theirs is told.
 //!
 //! They lie in **chapters**, their answers one behind the other on a tape. A chapter is let go of as a whole, and so are
-//! the answers of one: nothing of a turn is looked at again for that. Tens of thousands of turns later it is in no cache
-//! any more, and to let go of its parts one by one would cost as much as all else that a gateway does for a turn.
+//! the answers of one: of a turn that names nothing, nothing is looked at again for that. Tens of thousands of turns later
+//! it is in no cache any more, and to let go of its parts one by one would cost as much as all else that a gateway does
+//! for a turn.
 
 mod chapter;
 mod tape;
@@ -30,14 +31,14 @@ use tape::Tape;
 /// Turns with one message that are looked at.
 pub(super) const MOST_ALIKE: usize = 16;
 
-/// A chapter has so many turns at most, or a [`CHAPTERS`]th of all that there are.
+/// A chapter is full with so many turns, or, if its list was made for more, with as many as that: up to a [`CHAPTERS`]th of
+/// all that are known, and [`MOST`] of them.
 const FEW: usize = 1024;
-const MOST: usize = 1 << 15;
-/// A chapter has so small a part of the turns at most.
 const CHAPTERS: usize = 64;
-/// A chapter takes so small a part of the room at most, or what one turn does.
+const MOST: usize = 1 << 15;
+/// It is full as well once it takes so small a part of the room.
 const PARTS: u64 = 16;
-/// A chapter has the turns of so small a part of the window at most.
+/// And once it has the turns of so small a part of the window: they are known for as much longer than the window.
 const AGES: u32 = 16;
 
 /// Where a turn is that is over.
@@ -104,7 +105,7 @@ impl Past {
         self.answers
     }
 
-    /// Bytes of all of it.
+    /// Bytes of all of it but what is kept to be written again: a chapter of turns, and a MiB of the tape at most.
     pub(super) fn bytes(&self) -> u64 {
         self.answers + self.rest
     }
@@ -127,13 +128,13 @@ impl Past {
         self.len += 1;
         if turn.streams {
             self.streams += 1;
-            self.supersedes(turn, number);
+            self.note_newest(turn, number);
         }
         given
     }
 
     /// A stream is the newest turn of its conversation, unless one that ended before it began after it.
-    fn supersedes(&mut self, turn: &Turn, number: Number) {
+    fn note_newest(&mut self, turn: &Turn, number: Number) {
         if !turn.may_be_newest() {
             return;
         }
@@ -165,13 +166,7 @@ impl Past {
             full.close();
             self.rest += full.rest();
         }
-        let chapter = match self.spare.take() {
-            Some(mut spare) => {
-                (spare.began, spare.until) = (now, now);
-                spare
-            }
-            None => Chapter::like(self.chapters.back(), now),
-        };
+        let chapter = self.spare.take().unwrap_or_else(|| Chapter::like(self.chapters.back(), now));
         self.rest += chapter.rest();
         self.chapters.push_back(chapter);
     }

@@ -1,4 +1,4 @@
-//! Finds the turn that a send repeats: those that run, and those that are over for less than the window.
+//! Finds the turn that a send repeats: those that run, and those that are over for no longer than the window, about.
 //!
 //! Bounded in bytes. Where room is short the oldest answers are given up first, before their window is over: that there
 //! was such a turn is known still. Only when answers take no more than a quarter of the room are the oldest turns
@@ -259,7 +259,7 @@ impl Registry {
         given
     }
 
-    /// Forgets what is over for longer than the window.
+    /// Forgets what is over for longer than the window, and a sixteenth of it.
     pub(super) fn expire(&self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
         self.lock().expire(now, settings, metrics);
     }

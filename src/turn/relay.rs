@@ -1,4 +1,4 @@
-//! Writes one answer of a replica's to the log of its turn, and reads in passing what it says of the turn.
+//! Reads what an answer of a replica's says of its turn, and writes one that comes in parts to the turn's log.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;

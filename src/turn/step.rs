@@ -157,12 +157,12 @@ impl Turns {
             Sent::NoTurn(parts, seat) => Box::pin(pass(parts, seat, record, below)).await,
             Sent::Known(repeated) => Box::pin(self.repeat(repeated, record)).await,
             Sent::Stream(follower) => self.stream(follower, record).await,
-            Sent::Begun(engine, mut follower) => {
-                let answer = engine.answer(&mut follower).await;
+            Sent::Begun(driven, mut follower) => {
+                let answer = driven.answer(&mut follower).await;
                 record.queued = follower.turn().facts.now().queued;
                 Ok(match answer? {
                     Answer::Whole(Whole { head, body }) => {
-                        let (response, exchange) = response(head, Part::Started, record.queued);
+                        let (response, exchange) = with_head(head, Part::Started, record.queued);
                         record.adopt(exchange);
                         response.map(|_| Body::whole(body))
                     }
@@ -351,7 +351,7 @@ impl Turns {
 
     /// The response with the turn's own head, without the stream's first `after` events.
     fn response(&self, head: Head, follower: Follower, part: Part, after: u64) -> Response {
-        let (response, _) = response(head, part, follower.turn().facts.now().queued);
+        let (response, _) = with_head(head, part, follower.turn().facts.now().queued);
         let is_stream = sse::is_event_stream(response.headers());
         if !is_stream && let Some(whole) = follower.whole() {
             return response.map(|_| Body::whole(whole));
@@ -363,7 +363,7 @@ impl Turns {
 }
 
 /// The response with the turn's own head, without a body, and the exchange that this was of.
-fn response(head: Head, part: Part, queued: Duration) -> (Response, Exchange) {
+fn with_head(head: Head, part: Part, queued: Duration) -> (Response, Exchange) {
     let Head { status, headers, exchange } = head;
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;

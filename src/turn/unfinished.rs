@@ -23,25 +23,27 @@ impl Unfinished {
         Self { desk: Arc::clone(desk), turn: Arc::clone(turn), has_ended: false }
     }
 
-    /// The answer was all there at once. It is given back where `is_for_hands` and whoever drives the turn is there.
-    pub(super) fn answered(&mut self, answered: Answered, is_for_hands: bool) -> Option<Whole> {
+    /// The answer was all there at once. It is given back where the only one who follows drives the turn.
+    pub(super) fn answered(&mut self, answered: Answered) -> Option<Whole> {
         let Answered { answer, outcome, usage } = answered;
         let turn = &self.turn;
         let facts = turn.facts.answered(outcome, usage, &answer.head.exchange);
-        let now = self.tell(outcome, &facts);
-        let is_told = turn.is_known_to_all();
+        let now = Instant::now();
+        self.count(outcome, &facts, now);
+        let is_known_to_all = turn.is_known_to_all();
         if may_come_again(outcome, answer.head.status) {
-            turn.log.fill(answer, is_told);
+            turn.log.fill(answer, is_known_to_all);
             self.forget(Ended::Whole);
             return None;
         }
-        self.end(Ending::Whole { answer, is_told, is_for_hands: is_for_hands && !is_told }, now)
+        self.end(Ending::Whole { answer, is_known_to_all }, now)
     }
 
     /// The answer is in the log, as far as there is one.
     pub(super) fn over(&mut self, outcome: Outcome, ended: Ended) {
         let facts = self.turn.facts.set(|facts| facts.outcome = Some(outcome));
-        let now = self.tell(outcome, &facts);
+        let now = Instant::now();
+        self.count(outcome, &facts, now);
         if self.turn.log.status().is_some_and(|status| may_come_again(outcome, status)) {
             self.forget(ended);
         } else {
@@ -61,17 +63,15 @@ impl Unfinished {
         self.forget(Ended::Failed(error));
     }
 
-    /// Counts a turn that ends now.
-    fn tell(&self, outcome: Outcome, facts: &Facts) -> Instant {
+    /// Counts a turn that ends `now`.
+    fn count(&self, outcome: Outcome, facts: &Facts, now: Instant) {
         let metrics = &self.desk.metrics.turns;
         metrics.ended(outcome.as_str());
         if let Some(usage) = &facts.usage {
             metrics.used(usage);
         }
-        let now = Instant::now();
         let took = now.saturating_duration_since(self.turn.began).saturating_sub(facts.queued);
         metrics.duration.observe(took.as_secs_f64());
-        now
     }
 
     /// The turn ends `now`, and can be repeated from then on.
@@ -105,5 +105,74 @@ impl Drop for Unfinished {
                 self.end(Ending::Logged(Ended::Failed(Error::Draining)), Instant::now());
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::letta::routes::Sends;
+    use crate::store::{self, Store};
+    use crate::telemetry::access::AccessLog;
+    use crate::telemetry::metrics::Metrics;
+    use crate::telemetry::record::Sink;
+    use crate::turn::marks::{Marks, Target};
+    use crate::turn::shared::Beginning;
+    use crate::turn::{Dedupe, Settings, Turns};
+
+    fn desk() -> Arc<Desk> {
+        let metrics = Arc::new(Metrics::new());
+        let store = store::Settings { redis: None, max_entry: 0, max_total: 0 };
+        let store = Store::new(store, &metrics, None).unwrap();
+        let sink = Sink::new(metrics, AccessLog::off());
+        Arc::clone(&Turns::new(&Settings::default(), 1 << 20, Duration::from_secs(1), &store, &sink, None).desk)
+    }
+
+    fn turn(is_retry: bool) -> Arc<Turn> {
+        let marks = Marks { message: [1; 32], otid: None, idempotency: None };
+        let (target, sends, key, began) = (Target::Agent("agent-1".into()), Sends::Agent, "a".into(), Instant::now());
+        let beginning = Beginning { marks, target, sends, key: &key, streams: false, is_retry, began };
+        Turn::new(beginning, 1 << 20, Duration::from_secs(60), false).unwrap()
+    }
+
+    fn head(turn: &Turn, place: usize) -> Result<super::super::log::Head, Error> {
+        match turn.log.poll_head(place, &std::task::Context::from_waker(std::task::Waker::noop())) {
+            std::task::Poll::Ready(head) => head,
+            std::task::Poll::Pending => panic!("its followers wait for ever"),
+        }
+    }
+
+    #[test]
+    fn a_turn_that_is_dropped_before_it_was_sent_never_was() {
+        let (desk, turn) = (desk(), turn(false));
+        let place = turn.log.enter().unwrap();
+        assert!(desk.registry.claim(&turn, Dedupe::Repeats).unwrap().is_none());
+        drop(Unfinished::new(&desk, &turn));
+        assert!(turn.is_void() && matches!(head(&turn, place), Err(Error::ClientLeft)));
+        assert!(desk.registry.claim(&self::turn(true), Dedupe::Repeats).unwrap().is_none(), "its retry is sent");
+    }
+
+    #[test]
+    fn a_turn_that_is_dropped_after_it_was_sent_has_an_end_and_is_not_sent_again() {
+        let (desk, turn) = (desk(), turn(false));
+        let place = turn.log.enter().unwrap();
+        assert!(desk.registry.claim(&turn, Dedupe::Repeats).unwrap().is_none());
+        turn.log.set_phase(Phase::Sent);
+        drop(Unfinished::new(&desk, &turn));
+        assert!(!turn.is_void() && matches!(head(&turn, place), Err(Error::Draining)));
+        let again = desk.registry.claim(&self::turn(true), Dedupe::Repeats).unwrap().unwrap();
+        assert!(matches!(head(&again.turn, again.place.unwrap()), Err(Error::Draining)));
+    }
+
+    #[test]
+    fn a_turn_that_has_ended_is_not_ended_twice() {
+        let (desk, turn) = (desk(), turn(false));
+        let mut unfinished = Unfinished::new(&desk, &turn);
+        unfinished.over(Outcome::Answered, Ended::Whole);
+        let number = turn.log.number();
+        drop(unfinished);
+        assert_eq!((turn.log.number(), desk.registry.all_over().len()), (number, 1));
     }
 }

@@ -6,7 +6,7 @@ use tokio::sync::mpsc;
 use super::*;
 
 /// A request body as hyper's server side makes it, with the client's end of the connection.
-async fn posted(head: &str) -> (RequestBody, DuplexStream) {
+pub(in crate::body) async fn posted(head: &str) -> (RequestBody, DuplexStream) {
     let (mut client, server) = tokio::io::duplex(1 << 20);
     let (arrived, mut requests) = mpsc::unbounded_channel();
     tokio::spawn(async move {

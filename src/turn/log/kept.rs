@@ -76,7 +76,7 @@ pub(in crate::turn) struct KeptAnswer {
 pub(in crate::turn) struct Said<'a> {
     pub(super) head: Option<SaidHead<'a>>,
     pub(super) first: Option<&'a Bytes>,
-    pub(super) rest: Option<&'a VecDeque<Bytes>>,
+    pub(super) rest: &'a VecDeque<Bytes>,
 }
 
 #[derive(Clone, Copy)]
@@ -103,18 +103,18 @@ impl Said<'_> {
     }
 
     pub(in crate::turn) fn body(&self) -> impl Iterator<Item = &Bytes> {
-        self.first.into_iter().chain(self.rest.into_iter().flatten())
+        self.first.into_iter().chain(self.rest)
     }
 }
 
 /// What is known of a log when it is packed.
-pub(in crate::turn) struct Packed<Answer> {
+pub(in crate::turn) struct Packed<Kept> {
     /// So many read it.
     pub followers: u32,
     /// Somebody has read it to its end.
     pub is_delivered: bool,
     /// None: it is not all there.
-    pub answer: Option<Answer>,
+    pub answer: Option<Kept>,
     /// None: the answer is whole.
     pub broken: Option<Arc<Ended>>,
 }

@@ -25,7 +25,7 @@ const LOOKED_THROUGH: usize = 8;
 /// Bytes of how a turn failed, about.
 const FAILURE: usize = 2 * size_of::<Ended>() + 128;
 
-/// A turn in its place. Nothing of it has to be let go of: tens of thousands of turns later it is in no cache any more,
+/// A turn in its place. Nothing in here has to be let go of: tens of thousands of turns later it is in no cache any more,
 /// and reading it only for that would cost as much as all else that a gateway does for a turn.
 #[derive(Clone, Copy)]
 pub(super) struct Placed {
@@ -97,8 +97,8 @@ pub(in crate::turn) struct More {
 }
 
 impl More {
-    /// `None`: a message that names neither itself nor its run, waited for nothing and was answered by a gateway of its
-    /// own, has nothing of it.
+    /// `None`: a message that names neither itself nor its run, waited for nothing, is no stream, did not break off and
+    /// was sent by a gateway that shares nothing, has nothing of it.
     fn of(turn: &Turn, facts: &Facts, broken: Option<Arc<Ended>>) -> Option<Self> {
         let marks = &turn.marks;
         let (is_known_to_all, run) = (turn.is_known_to_all(), turn.run());
@@ -164,8 +164,8 @@ pub(super) fn beginning(index: &Index) -> u64 {
 
 /// The place of `one` in `list`, at its end if it is not among the last of it.
 fn place_in<T: ?Sized>(list: &mut Vec<Arc<T>>, one: &Arc<T>) -> u16 {
-    let last = list.iter().enumerate().rev().take(LOOKED_THROUGH);
-    let place = last.into_iter().find(|(_, other)| Arc::ptr_eq(other, one)).map(|(place, _)| place);
+    let mut last = list.iter().enumerate().rev().take(LOOKED_THROUGH);
+    let place = last.find(|(_, other)| Arc::ptr_eq(other, one)).map(|(place, _)| place);
     let place = place.unwrap_or_else(|| {
         list.push(Arc::clone(one));
         list.len() - 1
@@ -214,13 +214,13 @@ impl Chapter {
         }
     }
 
-    /// Nothing is added any more. Lists grow to twice what they had.
+    /// Nothing is added any more. Lists grow to twice what they had, so up to half of them is idle.
     pub(super) fn close(&mut self) {
         shrink(&mut self.turns);
         shrink(&mut self.more);
     }
 
-    /// One that has nothing yet in the memory of this one.
+    /// One that has nothing yet, in the memory of this one.
     pub(super) fn emptied(self) -> Self {
         let Self { mut turns, mut more, mut keys, mut upstreams, mut latest, .. } = self;
         turns.clear();
@@ -235,14 +235,15 @@ impl Chapter {
     pub(super) fn rest(&self) -> u64 {
         let lists = self.turns.capacity() * size_of::<Placed>()
             + self.more.capacity() * size_of::<More>()
-            + (self.keys.capacity() + self.upstreams.capacity()) * size_of::<Arc<str>>();
-        // a table has room for an eighth more than it says
+            + self.keys.capacity() * size_of::<Arc<str>>()
+            + self.upstreams.capacity() * size_of::<Arc<UpstreamMetrics>>();
+        // a seventh of a table's room is not for use
         let table = self.latest.capacity() * 8 / 7 * (size_of::<(u64, u16)>() + 1);
         (size_of::<Self>() + lists + table + self.heap) as u64
     }
 
     /// Takes up `turn`, which was over at `over`.
-    pub(super) fn push(&mut self, turn: &Turn, over: Instant, packed: Packed<Option<Answer>>) {
+    pub(super) fn push(&mut self, turn: &Turn, over: Instant, packed: Packed<Answer>) {
         let Packed { followers, is_delivered, answer, broken } = packed;
         let (facts, exchange) = turn.facts.all();
         let place = u16::try_from(self.turns.len()).unwrap_or(NONE);
@@ -258,9 +259,11 @@ impl Chapter {
                 u16::try_from(self.more.len() - 1).unwrap_or(NONE)
             }
         };
-        let answer = answer.flatten();
         self.answers += answer.map_or(0, Answer::bytes);
         self.streams += usize::from(turn.streams);
+        if self.turns.is_empty() {
+            self.began = over;
+        }
         self.until = over;
         let key = place_in(&mut self.keys, &turn.key);
         let upstream = exchange.upstream.as_ref().map_or(NONE, |upstream| place_in(&mut self.upstreams, upstream));

@@ -8,18 +8,19 @@ use smallvec::SmallVec;
 /// Bytes of one piece.
 pub(super) const PIECE: usize = 16 * 1024;
 /// So many pieces that were given back are written again: what the system gives anew it has to clear first.
-const SPARE: usize = 64;
+pub(super) const SPARE: usize = 64;
 
 /// Bytes one behind the other, written at the end and given back at the beginning.
 #[derive(Default)]
 pub(super) struct Tape {
     /// Those that are full.
     pub(super) pieces: VecDeque<Bytes>,
-    /// The one that is written.
-    last: BytesMut,
-    pub(super) spare: Vec<BytesMut>,
     /// Where the first of them begins.
     start: u64,
+    /// The one that is written.
+    last: BytesMut,
+    /// Those to be written again.
+    pub(super) spare: Vec<BytesMut>,
     /// Where the next byte is written.
     pub(super) end: u64,
 }

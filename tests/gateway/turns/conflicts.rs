@@ -35,27 +35,30 @@ fn waited_out(kind: &str) -> String {
 
 #[tokio::test]
 async fn a_busy_conversation_is_waited_for_and_the_message_sent_again_when_its_run_is_over() {
-    let (mut letta, is_over) = busy_letta().await;
-    let proxy = turning(&[&letta], "").await;
-    let path = "/v1/conversations/conv-1/messages?x=1";
-    let client = Client::sends(&proxy, post(&proxy, path, HELLO, &[("x-two", "first"), ("x-two", "second")]));
-    let first = letta.next().await;
-    let headers = first.seen.headers.clone();
-    first.answer(Reply::Json(409, busy()));
-    until("the run is asked about", || asked(&letta) >= 2).await;
-    assert_eq!((letta.sends(), proxy.metric(WAITING).await), (1, 1.0), "not while the run goes on");
-    is_over.store(true, Ordering::Relaxed);
-    let again = letta.next().await;
-    assert_eq!((again.text(), &*again.seen.target), (HELLO.to_owned(), path));
-    assert_eq!(again.seen.headers, headers, "it is the same message");
-    assert_eq!(headers.get_all("x-two").iter().collect::<Vec<_>>(), ["first", "second"]);
-    again.streams(&[super::STOP, super::DONE]).await;
-    let answer = client.answer().await;
-    assert_eq!((answer.status, answer.text()), (200, [super::STOP, super::DONE].concat()));
-    assert_eq!(proxy.metric(&waited_out("busy")).await, 1.0);
-    proxy.metric_is(&ended("end_turn"), 1.0).await;
-    assert_eq!(proxy.metric(&ended("refused")).await, 0.0, "nobody was refused");
-    assert!(letta.others().iter().all(|seen| seen.method == "GET"), "a run that goes on is not cancelled");
+    // the second is too long to be kept with its head
+    for body in [HELLO.to_owned(), super::say(&"x".repeat(5000))] {
+        let (mut letta, is_over) = busy_letta().await;
+        let proxy = turning(&[&letta], "").await;
+        let path = "/v1/conversations/conv-1/messages?x=1";
+        let client = Client::sends(&proxy, post(&proxy, path, &body, &[("x-two", "first"), ("x-two", "second")]));
+        let first = letta.next().await;
+        let headers = first.seen.headers.clone();
+        first.answer(Reply::Json(409, busy()));
+        until("the run is asked about", || asked(&letta) >= 2).await;
+        assert_eq!((letta.sends(), proxy.metric(WAITING).await), (1, 1.0), "not while the run goes on");
+        is_over.store(true, Ordering::Relaxed);
+        let again = letta.next().await;
+        assert_eq!((again.text(), &*again.seen.target), (body, path));
+        assert_eq!(again.seen.headers, headers, "it is the same message");
+        assert_eq!(headers.get_all("x-two").iter().collect::<Vec<_>>(), ["first", "second"]);
+        again.streams(&[super::STOP, super::DONE]).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.text()), (200, [super::STOP, super::DONE].concat()));
+        assert_eq!(proxy.metric(&waited_out("busy")).await, 1.0);
+        proxy.metric_is(&ended("end_turn"), 1.0).await;
+        assert_eq!(proxy.metric(&ended("refused")).await, 0.0, "nobody was refused");
+        assert!(letta.others().iter().all(|seen| seen.method == "GET"), "a run that goes on is not cancelled");
+    }
 }
 
 #[tokio::test]

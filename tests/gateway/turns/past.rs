@@ -1,4 +1,4 @@
-//! Turns that are over and were followed by many others: they are kept in another form, and nobody can tell.
+//! Turns that are over and were followed by many others, chapters of them: nobody can tell.
 
 use std::sync::Arc;
 
@@ -8,7 +8,9 @@ use super::{
 };
 use crate::support::{COLLEAGUE, KEY, Proxy, Reply, json, letta_answer};
 
-/// More than are kept as they were.
+/// Chapters take 32 KiB, some 50 turns.
+const SHORT: &str = "max_log: 32KiB, max_total: 512KiB";
+/// More than a chapter has.
 const MANY: u32 = 80;
 
 /// So many turns of another key's, each with its own words.
@@ -25,7 +27,7 @@ async fn others(letta: &mut Letta, proxy: &Arc<Proxy>, count: u32, answer: &str)
 #[tokio::test]
 async fn a_turn_is_repeated_however_many_came_after_it() {
     let mut letta = Letta::start().await;
-    let proxy = turning(&[&letta], "").await;
+    let proxy = turning(&[&letta], SHORT).await;
     let paying = [("idempotency-key", "pay-1")];
     let named = "{\"messages\":[{\"role\":\"user\",\"content\":\"x\",\"otid\":\"o-1\"}]}";
     let failing = say("fail");
@@ -47,7 +49,6 @@ async fn a_turn_is_repeated_however_many_came_after_it() {
         others(&mut letta, &proxy, MANY, "another").await;
         let reused = proxy.send(post(&proxy, &messages(), "{\"input\":\"pay more\"}", &paying)).await;
         assert_eq!(reused.status, 409);
-        // the second time it has been given again lately
         for _ in 0..2 {
             for (number, (body, headers, status)) in sends.iter().enumerate() {
                 let headers = if headers.is_empty() { RETRY } else { headers };
@@ -78,7 +79,7 @@ async fn a_turn_is_repeated_however_many_came_after_it() {
 #[tokio::test]
 async fn each_retry_gets_a_turn_that_its_client_has_left_however_many_came_after_it() {
     let mut letta = Letta::start().await;
-    let proxy = turning(&[&letta], "").await;
+    let proxy = turning(&[&letta], SHORT).await;
     for answer in ["first", "second", "third"] {
         let client = Client::says(&proxy, HELLO);
         let sent = letta.next().await;
@@ -102,7 +103,7 @@ async fn each_retry_gets_a_turn_that_its_client_has_left_however_many_came_after
 #[tokio::test]
 async fn the_newest_stream_of_a_conversation_is_found_however_many_turns_others_had_and_no_older_one() {
     let mut letta = Letta::with(|_| json("{\"detail\":\"Letta's own words\"}")).await;
-    let proxy = turning(&[&letta], "").await;
+    let proxy = turning(&[&letta], SHORT).await;
     let at = |what: &str| format!("/v1/conversations/conv-1/{what}");
     let mut stream = None;
     for text in ["old", "new"] {
@@ -126,7 +127,7 @@ async fn the_newest_stream_of_a_conversation_is_found_however_many_turns_others_
 #[tokio::test]
 async fn a_stream_that_has_a_later_turn_behind_it_is_not_the_newest_again_when_others_come_or_it_is_repeated() {
     let mut letta = Letta::with(|_| json("{\"detail\":\"Letta's own words\"}")).await;
-    let proxy = turning(&[&letta], "").await;
+    let proxy = turning(&[&letta], SHORT).await;
     let at = |what: &str| format!("/v1/conversations/conv-1/{what}");
     let named = |name: &'static str| [("idempotency-key", name)];
     for text in ["old", "new"] {
@@ -142,14 +143,13 @@ async fn a_stream_that_has_a_later_turn_behind_it_is_not_the_newest_again_when_o
         assert_eq!((part(&resumed), resumed.text().contains("new")), (Some("resumed"), true), "{}", resumed.text());
         others(&mut letta, &proxy, MANY, "another").await;
     }
-    // superseded while it is not packed yet
     let client = Opening::sends(&proxy, post(&proxy, &at("messages"), &say("last"), &[]));
     letta.next().await.streams(&[PING, &word("last"), STOP, DONE]).await;
     client.head().await.rest().await;
     let later = Client::sends(&proxy, post(&proxy, &at("messages"), "{\"input\":\"x\",\"streaming\":false}", &[]));
     letta.next().await.answer(json(letta_answer("later")));
     assert_eq!(later.answer().await.status, 200);
-    for count in [0, 15, 1, MANY] {
+    for count in [0, MANY] {
         others(&mut letta, &proxy, count, "another").await;
         let asked = proxy.post(&at("stream"), "{}").await;
         assert_eq!((part(&asked), asked.text().contains("Letta's own words")), (None, true), "{}", asked.text());
@@ -160,7 +160,7 @@ async fn a_stream_that_has_a_later_turn_behind_it_is_not_the_newest_again_when_o
 async fn an_answer_that_broke_off_breaks_off_again_however_many_turns_came_after_it() {
     let mut letta = Letta::start().await;
     // nobody waits for what became of the runs
-    let proxy = turning(&[&letta], "lane: off").await;
+    let proxy = turning(&[&letta], &format!("lane: off, {SHORT}")).await;
     let client = Opening::says(&proxy, HELLO);
     let feed = letta.next().await.stream();
     write(&feed, PING).await;
@@ -197,9 +197,9 @@ async fn an_answer_that_broke_off_breaks_off_again_however_many_turns_came_after
 }
 
 #[tokio::test]
-async fn packed_turns_are_forgotten_when_their_window_is_over() {
+async fn turns_are_forgotten_when_their_window_is_over() {
     let mut letta = Letta::start().await;
-    let proxy = turning(&[&letta], "window: 2s").await;
+    let proxy = turning(&[&letta], &format!("window: 2s, {SHORT}")).await;
     others(&mut letta, &proxy, MANY, "another").await;
     assert_eq!(proxy.metric(KEPT).await, f64::from(MANY));
     proxy.metric_is(KEPT, 0.0).await;
