@@ -315,16 +315,16 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     }
 
     /// One exchange with Letta, up to the head of its answer.
-    fn exchange(&mut self) -> impl Future<Output = Result<Response, Error>> {
+    fn exchange(&mut self) -> Pin<Box<impl Future<Output = Result<Response, Error>>>> {
         let (dispatch, left) = (self.message.dispatch(), self.when_left());
         let Self { below, record, .. } = self;
-        async move {
+        // boxed: it is over when the answer begins, and a stream goes on for long
+        boxed::pin(|| async move {
             match left {
                 None => below.handle(dispatch, record).await,
-                // boxed: the usual policy must not have the larger future
-                Some(left) => Box::pin(async move { beside(left, pin!(below.handle(dispatch, record))).await }).await,
+                Some(left) => Box::pin(beside(left, pin!(below.handle(dispatch, record)))).await,
             }
-        }
+        })
     }
 
     fn relay(&self) -> Relay<'_> {

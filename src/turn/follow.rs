@@ -74,7 +74,7 @@ impl Drop for Follower {
             self.desk.metrics.turns.detached.inc();
         }
         if let Some((number, has_all)) = packed {
-            self.desk.registry.left(number, has_all);
+            self.desk.registry.left(number, has_all, &self.desk.metrics.turns);
         }
     }
 }

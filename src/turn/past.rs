@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use foldhash::fast::RandomState;
+use smallvec::{SmallVec, smallvec};
 use tokio::time::Instant;
 
 use super::log::{Ending, KeptAnswer, Said, Whole};
@@ -36,8 +37,11 @@ pub(super) const MOST_ALIKE: usize = 16;
 const FEW: usize = 1024;
 const CHAPTERS: usize = 64;
 const MOST: usize = 1 << 15;
-/// It is full as well once it takes so small a part of the room.
+/// It is full as well once it takes so small a part of the room, its answers apart. So small a part of the room is given
+/// up of the answers at once.
 const PARTS: u64 = 16;
+/// An answer of no more bytes is copied when it is given again: who reads it slowly must not keep a piece of the tape.
+const SHORT: u64 = 4096;
 /// And once it has the turns of so small a part of the window: they are known for as much longer than the window.
 const AGES: u32 = 16;
 
@@ -75,13 +79,15 @@ pub(super) struct Past {
     first: u32,
     /// The stream of each conversation that is its newest turn, by the beginning of what that is found by.
     newest: HashMap<u64, Number, RandomState>,
-    /// So many chapters, the oldest, have given up their answers.
-    stripped: usize,
     len: usize,
-    /// Bytes of the answers that can be given again.
-    answers: u64,
-    /// Bytes of all else.
+    /// Where on the tape the first answer begins that can be given again.
+    kept_from: u64,
+    /// Where answers begin, a [`PARTS`]th of the room apart: what can be given up next.
+    marks: VecDeque<u64>,
+    /// Bytes of all but the answers.
     rest: u64,
+    /// Bytes of the answers that somebody follows: their logs are held as long.
+    followed: u64,
     /// So many are streams.
     streams: usize,
     tape: Tape,
@@ -102,12 +108,17 @@ impl Past {
 
     /// Bytes of the answers that can be given again.
     pub(super) fn answers(&self) -> u64 {
-        self.answers
+        self.tape.end - self.kept_from
     }
 
     /// Bytes of all of it but what is kept to be written again: a chapter of turns, and a MiB of the tape at most.
     pub(super) fn bytes(&self) -> u64 {
-        self.answers + self.rest
+        self.answers() + self.rest
+    }
+
+    /// Bytes of the answers that somebody follows.
+    pub(super) fn followed(&self) -> u64 {
+        self.followed
     }
 
     /// Takes up `turn`, which ends `now`. Nobody may enter its log any more. The answer is given back where whoever
@@ -120,12 +131,16 @@ impl Past {
         let place = u16::try_from(chapter.turns.len()).unwrap_or(u16::MAX);
         let number = Number { chapter: self.first.wrapping_add(last), place };
         let (packed, given) = turn.log.pack(ending, number, |said| write(tape, fields, &said));
-        let (answers, rest) = (chapter.answers, chapter.rest());
+        let (rest, followed) = (chapter.rest(), chapter.followed);
         chapter.push(turn, now, packed);
         chapter.end = tape.end;
-        self.answers += chapter.answers - answers;
         self.rest += chapter.rest() - rest;
+        self.followed += chapter.followed - followed;
         self.len += 1;
+        let marked = self.marks.back().copied().unwrap_or(self.kept_from);
+        if self.tape.end - marked > settings.max_total / PARTS {
+            self.marks.push_back(self.tape.end);
+        }
         if turn.streams {
             self.streams += 1;
             self.note_newest(turn, number);
@@ -150,12 +165,10 @@ impl Past {
         let bytes = settings.max_total / PARTS;
         let age = settings.window / AGES;
         let has_room = |chapter: &Chapter| {
-            let Chapter { turns, is_stripped, .. } = chapter;
+            let turns = &chapter.turns;
             // a long list is not made longer: it would have to be copied
-            let fits = turns.len() < FEW || turns.len() < turns.capacity().min(most);
-            !is_stripped
-                && fits
-                && chapter.answers + chapter.rest() < bytes
+            (turns.len() < FEW || turns.len() < turns.capacity().min(most))
+                && chapter.rest() < bytes
                 && now.saturating_duration_since(chapter.began) < age
         };
         if self.chapters.back().is_some_and(has_room) {
@@ -166,19 +179,19 @@ impl Past {
             full.close();
             self.rest += full.rest();
         }
-        let chapter = self.spare.take().unwrap_or_else(|| Chapter::like(self.chapters.back(), now));
+        let spare = self.spare.take().filter(|spare| spare.rest() < bytes);
+        let chapter = spare.unwrap_or_else(|| Chapter::like(self.chapters.back(), now));
         self.rest += chapter.rest();
         self.chapters.push_back(chapter);
     }
 
-    fn read(&self, answer: Answer) -> KeptAnswer {
-        let fields = self.tape.read(answer.at, answer.fields.into());
-        let fields = match &fields[..] {
-            [fields] => fields.clone(),
-            // it lies across the end of a piece
-            fields => Bytes::from(fields.concat()),
-        };
-        let body = self.tape.read(answer.at + u64::from(answer.fields), answer.body.into());
+    fn read(&self, answer: Answer, streams: bool) -> KeptAnswer {
+        let fields = joined(self.tape.read(answer.at, answer.fields.into()));
+        let mut body = self.tape.read(answer.at + u64::from(answer.fields), answer.body.into());
+        // the pieces of a stream are whole events
+        if streams && body.len() > 1 || !body.is_empty() && answer.bytes() <= SHORT {
+            body = smallvec![joined(body)];
+        }
         KeptAnswer { head: answer.status.map(|status| (status, fields)), body }
     }
 
@@ -201,7 +214,8 @@ impl Past {
         let Placed { message, sends, streams, began, is_delivered, .. } = *placed;
         let (facts, exchange) = chapter.facts(placed);
         let key = Arc::clone(chapter.key(placed)?);
-        let answer = chapter.answer(placed).map(|answer| self.read(answer));
+        let answer = placed.answer.filter(|answer| answer.at >= self.kept_from || answer.bytes() == 0);
+        let answer = answer.map(|answer| self.read(answer, streams));
         let more = chapter.more(placed).cloned().unwrap_or_default();
         Some(Kept { number, message, key, sends, streams, began, facts, exchange, answer, is_delivered, more })
     }
@@ -211,20 +225,26 @@ impl Past {
     pub(super) fn follow(&mut self, number: Number) -> Option<(Arc<Turn>, Option<usize>)> {
         let turn = Turn::again(self.kept(number)?);
         let place = turn.log.enter();
-        if place.is_some()
-            && let Some(placed) = self.placed_mut(number)
-        {
-            placed.followers += 1;
+        if place.is_some() {
+            self.count_followers(number, |followers| followers + 1);
         }
         Some((turn, place))
     }
 
     /// One who followed the turn of this number has left it. `has_all`: somebody has got all of its answer.
     pub(super) fn left(&mut self, number: Number, has_all: bool) {
+        self.count_followers(number, |followers| followers.saturating_sub(1));
         if let Some(placed) = self.placed_mut(number) {
-            placed.followers = placed.followers.saturating_sub(1);
             placed.is_delivered |= has_all;
         }
+    }
+
+    fn count_followers(&mut self, number: Number, change: impl FnOnce(u32) -> u32) {
+        let chapter = self.chapter_of(number).and_then(|chapter| self.chapters.get_mut(chapter));
+        let Some(chapter) = chapter else { return };
+        let before = chapter.followed;
+        chapter.count_followers(number.place, change);
+        self.followed = self.followed + chapter.followed - before;
     }
 
     /// All gateways have been told of the turn of this number.
@@ -296,19 +316,24 @@ impl Past {
         }
     }
 
-    /// The oldest chapter that has answers gives them up. False: none has any.
+    /// The oldest answers are given up, a part of the room or all there are. False: there are none.
     pub(super) fn give_up_answers(&mut self) -> bool {
-        while let Some(chapter) = self.chapters.get_mut(self.stripped) {
-            self.stripped += 1;
-            chapter.is_stripped = true;
-            let answers = std::mem::take(&mut chapter.answers);
-            if answers > 0 {
-                self.answers -= answers;
-                self.tape.free_before(chapter.end);
-                return true;
-            }
+        let has_any = self.answers() > 0;
+        self.keep_from(self.marks.front().copied().unwrap_or(self.tape.end));
+        has_any
+    }
+
+    fn keep_from(&mut self, from: u64) {
+        self.kept_from = self.kept_from.max(from);
+        while self.marks.front().is_some_and(|mark| *mark <= self.kept_from) {
+            self.marks.pop_front();
         }
-        false
+        self.tape.free_before(self.kept_from);
+    }
+
+    /// The turns of the oldest chapter are not known any more, unless it is the last. False: it is.
+    pub(super) fn forget_but_last(&mut self) -> bool {
+        self.chapters.len() > 1 && self.forget_oldest()
     }
 
     /// The turns of the oldest chapter are not known any more. False: there is none.
@@ -321,12 +346,11 @@ impl Past {
             }
         }
         self.first = self.first.wrapping_add(1);
-        self.stripped = self.stripped.saturating_sub(1);
         self.len -= chapter.turns.len();
         self.streams -= chapter.streams;
         self.rest -= chapter.rest();
-        self.answers -= chapter.answers;
-        self.tape.free_before(chapter.end);
+        self.followed -= chapter.followed;
+        self.keep_from(chapter.end);
         if self.chapters.is_empty() {
             (self.spare, self.tape.spare) = (None, Vec::new());
         } else {
@@ -338,6 +362,14 @@ impl Past {
     /// All of the oldest chapter ended so long before `now`.
     pub(super) fn has_expired(&self, now: Instant, window: Duration) -> bool {
         self.chapters.front().is_some_and(|chapter| now.saturating_duration_since(chapter.until) >= window)
+    }
+}
+
+/// In one piece.
+fn joined(pieces: SmallVec<[Bytes; 1]>) -> Bytes {
+    match &pieces[..] {
+        [piece] if piece.len() as u64 > SHORT => piece.clone(),
+        pieces => Bytes::from(pieces.concat()),
     }
 }
 

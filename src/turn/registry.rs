@@ -162,7 +162,8 @@ impl Inner {
     fn make_room(&mut self, max_total: u64) -> bool {
         let past = &mut self.past;
         let may_forget = past.answers() <= max_total / 4;
-        may_forget && past.forget_oldest() || past.give_up_answers() || past.forget_oldest()
+        // that of late turns is known is worth more than the bound: one that was forgotten is sent again
+        may_forget && past.forget_but_last() || past.give_up_answers() || past.forget_but_last()
     }
 
     fn expire(&mut self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
@@ -172,7 +173,12 @@ impl Inner {
         }
         while self.past.bytes() > max_total && self.make_room(max_total) {}
         metrics.kept.set(i64::try_from(self.past.len()).unwrap_or(i64::MAX));
-        metrics.log_bytes.set(i64::try_from(self.past.bytes()).unwrap_or(i64::MAX));
+        self.tell_bytes(metrics);
+    }
+
+    fn tell_bytes(&self, metrics: &TurnMetrics) {
+        let bytes = self.past.bytes() + self.past.followed();
+        metrics.log_bytes.set(i64::try_from(bytes).unwrap_or(i64::MAX));
     }
 }
 
@@ -218,8 +224,10 @@ impl Registry {
     }
 
     /// One who followed the turn of this number has left it. `has_all`: somebody has got all of its answer.
-    pub(super) fn left(&self, number: past::Number, has_all: bool) {
-        self.lock().past.left(number, has_all);
+    pub(super) fn left(&self, number: past::Number, has_all: bool, metrics: &TurnMetrics) {
+        let mut inner = self.lock();
+        inner.past.left(number, has_all);
+        inner.tell_bytes(metrics);
     }
 
     /// Follows the turn with this index that began last. An error: it is no stream.

@@ -148,10 +148,8 @@ pub(super) struct Chapter {
     latest: HashMap<u64, u16, RandomState>,
     /// Where its answers end on the tape.
     pub end: u64,
-    /// Bytes of its answers that can be given again.
-    pub answers: u64,
-    /// Its answers have been given up.
-    pub is_stripped: bool,
+    /// Bytes of those that somebody follows.
+    pub followed: u64,
     /// So many are streams.
     pub streams: usize,
     /// Bytes that are in none of the lists.
@@ -207,8 +205,7 @@ impl Chapter {
             upstreams: Vec::new(),
             latest: HashMap::default(),
             end: 0,
-            answers: 0,
-            is_stripped: false,
+            followed: 0,
             streams: 0,
             heap: 0,
         }
@@ -218,6 +215,9 @@ impl Chapter {
     pub(super) fn close(&mut self) {
         shrink(&mut self.turns);
         shrink(&mut self.more);
+        if self.latest.capacity() > 4 * self.latest.len() {
+            self.latest.shrink_to_fit();
+        }
     }
 
     /// One that has nothing yet, in the memory of this one.
@@ -259,7 +259,9 @@ impl Chapter {
                 u16::try_from(self.more.len() - 1).unwrap_or(NONE)
             }
         };
-        self.answers += answer.map_or(0, Answer::bytes);
+        if followers > 0 {
+            self.followed += answer.map_or(0, Answer::bytes);
+        }
         self.streams += usize::from(turn.streams);
         if self.turns.is_empty() {
             self.began = over;
@@ -314,9 +316,16 @@ impl Chapter {
         (facts, Exchange { upstream, attempts, sent, answered })
     }
 
-    /// Where its answer is, if that can be given again.
-    pub(super) fn answer(&self, placed: &Placed) -> Option<Answer> {
-        placed.answer.filter(|answer| !self.is_stripped || answer.bytes() == 0)
+    pub(super) fn count_followers(&mut self, place: u16, change: impl FnOnce(u32) -> u32) {
+        let Some(placed) = self.turns.get_mut(usize::from(place)) else { return };
+        let before = placed.followers;
+        placed.followers = change(before);
+        let bytes = placed.answer.map_or(0, Answer::bytes);
+        match (before, placed.followers) {
+            (0, 1..) => self.followed += bytes,
+            (1.., 0) => self.followed -= bytes,
+            _ => {}
+        }
     }
 
     /// The place of the latest turn with this index.

@@ -11,9 +11,14 @@ fn roomy() -> Settings {
     Settings::default()
 }
 
-/// Each turn in a chapter of its own.
+/// Each turn in a chapter of its own, and each answer to be given up alone.
 fn narrow() -> Settings {
     Settings { max_total: 0, ..Settings::default() }
+}
+
+/// Each turn in a chapter of its own, but there is room.
+fn hasty() -> Settings {
+    Settings { window: Duration::ZERO, ..Settings::default() }
 }
 
 fn turn(message: u8, streams: bool, began: Instant) -> Arc<Turn> {
@@ -199,7 +204,7 @@ fn what_is_forgotten_leaves_nothing_behind() {
         assert_eq!(found(&past, &by_run), Some([59; 32]), "by its run it is found still");
         streamed(&mut past, 60, Instant::now(), &settings);
         while past.forget_oldest() {}
-        assert_eq!((past.newest.len(), past.bytes(), past.streams(), past.stripped), (0, 0, 0, 0));
+        assert_eq!((past.newest.len(), past.bytes(), past.streams(), past.followed()), (0, 0, 0, 0));
         assert_eq!((past.len(), past.tape.pieces.len()), (0, 0));
     }
 }
@@ -230,7 +235,7 @@ fn the_oldest_answers_are_given_up_first_and_what_had_them_is_known_still() {
     assert!(past.follow(numbers[1]).unwrap().1.is_none(), "it is told that there is no answer any more");
     assert!(past.follow(numbers[0]).is_none());
 
-    // nothing is added to a chapter whose answers are gone
+    // what comes after is kept
     answered(&mut past, 9, b"new", &roomy());
     assert_eq!((past.answers(), self::lengths(&past, 9)), (3, vec![Some(3)]));
 }
@@ -255,20 +260,20 @@ fn answers_of_any_length_are_read_as_they_were_written_until_they_are_given_up()
 #[test]
 fn what_a_forgotten_chapter_took_is_taken_again_and_goes_with_the_last() {
     let mut past = Past::default();
-    let numbers = [1, 2, 3].map(|message| answered(&mut past, message, &[message; 2 * PIECE], &narrow()));
+    let numbers = [1, 2, 3].map(|message| answered(&mut past, message, &[message; 2 * PIECE], &hasty()));
     let read = past.kept(numbers[1]).unwrap().answer.unwrap().body;
     past.forget_oldest();
     let spare = past.spare.as_ref().unwrap().turns.as_ptr();
     assert_eq!((past.tape.spare.len(), past.tape.pieces.len()), (2, 4));
     let piece = past.tape.spare[1].as_ptr();
-    answered(&mut past, 4, &[4; 2 * PIECE], &narrow());
+    answered(&mut past, 4, &[4; 2 * PIECE], &hasty());
     assert_eq!(past.chapters.back().unwrap().turns.as_ptr(), spare);
     assert!(past.tape.pieces.iter().any(|other| other.as_ptr() == piece) && past.tape.spare.is_empty());
 
     past.forget_oldest();
     assert!(past.tape.spare.is_empty() && read.concat() == [2; 2 * PIECE], "what somebody reads is not written again");
     for message in 5..100 {
-        answered(&mut past, message, &[message; 2 * PIECE], &narrow());
+        answered(&mut past, message, &[message; 2 * PIECE], &hasty());
     }
     while past.chapters.len() > 1 {
         past.forget_oldest();
@@ -289,7 +294,6 @@ fn a_chapter_that_is_full_has_no_idle_room_and_all_of_it_is_counted() {
     assert_eq!((past.chapters.len(), full.more.len()), (2, FEW / 2 + 10));
     assert!(full.turns.capacity() <= full.turns.len() * 5 / 4 && full.more.capacity() <= full.more.len() * 5 / 4);
     assert_eq!(past.rest, past.chapters.iter().map(Chapter::rest).sum::<u64>());
-    assert_eq!(past.answers, past.chapters.iter().map(|chapter| chapter.answers).sum::<u64>());
 }
 
 #[test]
@@ -329,7 +333,7 @@ fn so_much_room_knows_so_many_turns() {
             let running = Turn::new(beginning, 1 << 20, Duration::from_secs(60), false).unwrap();
             past.push(&running, whole(head(), &[0; 40]), Instant::now(), &settings);
             while past.bytes() > settings.max_total {
-                past.forget_oldest();
+                assert!(past.forget_but_last());
             }
         }
         past.len()
@@ -349,4 +353,65 @@ fn what_is_read_is_part_of_the_tape_and_not_a_copy_of_it() {
     assert!(one.iter().zip(&other).all(|(one, other)| one.as_ptr() == other.as_ptr()));
     while past.forget_oldest() {}
     assert!(one.iter().all(|piece| piece.iter().all(|byte| *byte == 7)), "who reads it may read on");
+}
+
+#[test]
+fn a_stream_is_read_as_one_piece_however_long_and_a_short_answer_keeps_no_piece_of_the_tape() {
+    let mut past = Past::default();
+    let event = "data: {\"words\":\"some words\"}\n\n";
+    let running = turn(1, true, Instant::now());
+    for _ in 0..3 * PIECE / event.len() {
+        running.log.append(event.as_bytes());
+    }
+    past.push(&running, Ending::Logged(Ended::Whole), Instant::now(), &roomy());
+    let read = past.kept(running.log.number().unwrap()).unwrap().answer.unwrap();
+    assert_eq!((read.body.len(), read.body.concat()), (1, event.repeat(3 * PIECE / event.len()).into_bytes()));
+
+    let number = answered(&mut past, 2, b"short", &roomy());
+    answered(&mut past, 3, &vec![0; 2 * PIECE], &roomy());
+    let read = past.kept(number).unwrap().answer.unwrap().body;
+    while past.forget_oldest() {}
+    assert!(read[0].is_unique() && read[0] == "short");
+}
+
+#[test]
+fn answers_that_are_followed_are_counted_as_long_as_they_are() {
+    let mut past = Past::default();
+    let numbers = [1, 2].map(|message| answered(&mut past, message, &[message; 100], &hasty()));
+    assert_eq!(past.followed(), 0);
+    for number in [numbers[0], numbers[0], numbers[1]] {
+        assert!(past.follow(number).unwrap().1.is_some());
+    }
+    assert_eq!(past.followed(), 200);
+    past.left(numbers[0], false);
+    assert_eq!(past.followed(), 200);
+    past.left(numbers[0], false);
+    assert_eq!(past.followed(), 100);
+    while past.forget_oldest() {}
+    past.left(numbers[1], true);
+    assert_eq!(past.followed(), 0);
+}
+
+#[test]
+fn long_answers_make_no_more_chapters_than_short_ones() {
+    let mut past = Past::default();
+    let settings = Settings { max_total: 16 * PIECE as u64, ..roomy() };
+    for _ in 0..500 {
+        answered(&mut past, 1, &[0; PIECE], &settings);
+        while past.answers() > settings.max_total / 2 {
+            assert!(past.give_up_answers());
+        }
+        assert!(past.answers() >= settings.max_total / 4 || past.len() < 8, "no more than needed");
+    }
+    assert!(past.chapters.len() <= 16 && past.marks.len() <= 16, "{} {}", past.chapters.len(), past.marks.len());
+}
+
+#[test]
+fn the_last_chapter_is_known_whatever_room_there_is() {
+    let mut past = Past::default();
+    answered(&mut past, 1, b"one", &narrow());
+    assert!(!past.forget_but_last() && past.len() == 1);
+    answered(&mut past, 2, b"two", &narrow());
+    assert!(past.forget_but_last() && !past.forget_but_last());
+    assert_eq!((lengths(&past, 1), lengths(&past, 2)), (vec![], vec![Some(3)]));
 }

@@ -77,6 +77,21 @@ async fn a_turn_is_repeated_however_many_came_after_it() {
 }
 
 #[tokio::test]
+async fn a_long_stream_that_is_over_goes_on_where_its_client_left_it() {
+    let mut letta = Letta::start().await;
+    let proxy = turning(&[&letta], "").await;
+    let words: Vec<String> = (0..300).map(|number| word(&format!("{number} {}", "long ".repeat(40)))).collect();
+    let events: Vec<&str> = [PING].into_iter().chain(words.iter().map(String::as_str)).chain([STOP, DONE]).collect();
+    let stream = Opening::says(&proxy, HELLO);
+    letta.next().await.streams(&events).await;
+    assert_eq!(stream.head().await.rest().await, events.concat());
+    for after in [0, 1, 70, 150, 250, 299] {
+        let resumed = proxy.post(&format!("/v1/runs/{RUN}/stream"), &format!("{{\"starting_after\":{after}}}")).await;
+        assert_eq!((part(&resumed), resumed.text()), (Some("resumed"), events[after..].concat()), "{after}");
+    }
+}
+
+#[tokio::test]
 async fn each_retry_gets_a_turn_that_its_client_has_left_however_many_came_after_it() {
     let mut letta = Letta::start().await;
     let proxy = turning(&[&letta], SHORT).await;
