@@ -40,10 +40,10 @@ const MOST: usize = 1 << 15;
 /// It is full as well once it takes so small a part of the room, its answers apart. So small a part of the room is given
 /// up of the answers at once.
 const PARTS: u64 = 16;
-/// An answer of no more bytes is copied when it is given again: who reads it slowly must not keep a piece of the tape.
-const SHORT: u64 = 4096;
 /// And once it has the turns of so small a part of the window: they are known for as much longer than the window.
 const AGES: u32 = 16;
+/// An answer of no more bytes is copied when it is given again: who reads it slowly must not keep a piece of the tape.
+const SHORT: u64 = 4096;
 
 /// Where a turn is that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,7 +168,7 @@ impl Past {
             let turns = &chapter.turns;
             // a long list is not made longer: it would have to be copied
             (turns.len() < FEW || turns.len() < turns.capacity().min(most))
-                && chapter.rest() < bytes
+                && chapter.used() < bytes
                 && now.saturating_duration_since(chapter.began) < age
         };
         if self.chapters.back().is_some_and(has_room) {
@@ -179,7 +179,7 @@ impl Past {
             full.close();
             self.rest += full.rest();
         }
-        let spare = self.spare.take().filter(|spare| spare.rest() < bytes);
+        let spare = self.spare.take().filter(|spare| spare.rest() < 2 * bytes);
         let chapter = spare.unwrap_or_else(|| Chapter::like(self.chapters.back(), now));
         self.rest += chapter.rest();
         self.chapters.push_back(chapter);

@@ -242,6 +242,12 @@ impl Chapter {
         (size_of::<Self>() + lists + table + self.heap) as u64
     }
 
+    /// Bytes of what its turns take of that, about.
+    pub(super) fn used(&self) -> u64 {
+        let lists = self.turns.len() * size_of::<Placed>() + self.more.len() * size_of::<More>();
+        (lists + self.latest.len() * 2 * size_of::<(u64, u16)>() + self.heap) as u64
+    }
+
     /// Takes up `turn`, which was over at `over`.
     pub(super) fn push(&mut self, turn: &Turn, over: Instant, packed: Packed<Answer>) {
         let Packed { followers, is_delivered, answer, broken } = packed;

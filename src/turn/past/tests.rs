@@ -407,6 +407,21 @@ fn long_answers_make_no_more_chapters_than_short_ones() {
 }
 
 #[test]
+fn where_there_is_little_room_chapters_are_short_and_none_is_cut_off_at_its_first_turn() {
+    let mut past = Past::default();
+    let settings = Settings { max_total: 512 << 10, ..roomy() };
+    for _ in 0..5000 {
+        answered(&mut past, 1, b"x", &settings);
+        while past.bytes() > settings.max_total {
+            past.forget_but_last();
+        }
+    }
+    let lengths: Vec<usize> = past.chapters.iter().map(|chapter| chapter.turns.len()).collect();
+    let (_, full) = lengths.split_last().unwrap();
+    assert!(full.iter().all(|length| (100..200).contains(length)), "{lengths:?}");
+}
+
+#[test]
 fn the_last_chapter_is_known_whatever_room_there_is() {
     let mut past = Past::default();
     answered(&mut past, 1, b"one", &narrow());
