@@ -210,7 +210,7 @@ impl Record {
             return;
         }
         let (facts, exchange) = turn.all();
-        let upstream = self.upstream.take().or(exchange.upstream.clone());
+        let upstream = self.upstream.take().or_else(|| exchange.upstream.clone());
         if *part == Part::Started {
             self.queued = facts.queued;
             if self.sent.is_none() && exchange.sent.is_some() {

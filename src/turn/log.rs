@@ -144,8 +144,12 @@ struct Reader {
 }
 
 impl State {
+    fn followers(&self) -> usize {
+        self.readers.iter().flatten().count()
+    }
+
     fn is_left(&self) -> bool {
-        self.readers.iter().all(Option::is_none)
+        self.followers() == 0
     }
 
     /// Nobody follows, and nobody has got all of it.
@@ -217,8 +221,7 @@ impl State {
 
     /// Its only reader drives the turn.
     fn is_only_driven(&self) -> bool {
-        let mut readers = self.readers.iter().flatten();
-        readers.next().is_some_and(|reader| reader.drives) && readers.next().is_none()
+        self.followers() == 1 && self.readers.iter().flatten().all(|reader| reader.drives)
     }
 
     /// There will be no more.
@@ -341,7 +344,7 @@ impl Log {
         let said = Said { head, first, rest: &state.pieces.rest };
         let answer = if state.is_whole { keep(said) } else { None };
         state.let_head_go();
-        let followers = u32::try_from(state.readers.iter().flatten().count()).unwrap_or(u32::MAX);
+        let followers = u32::try_from(state.followers()).unwrap_or(u32::MAX);
         (Packed { followers, is_delivered: state.is_delivered, answer, broken }, given)
     }
 
@@ -569,7 +572,7 @@ impl Log {
     pub(super) fn poll_head(&self, place: usize, cx: &Context<'_>) -> Poll<Result<Head, Error>> {
         let mut state = self.lock();
         if let Some(fresh) = state.fresh.take() {
-            let is_last = state.number.is_some() && state.readers.iter().flatten().count() <= 1;
+            let is_last = state.number.is_some() && state.followers() <= 1;
             if state.head.is_none() && !is_last {
                 state.head = Some(KeptHead::of(&fresh));
             }

@@ -48,7 +48,8 @@ impl Message {
         (self.head, self.body, self.held) = (MessageHead::Forgotten, Bytes::new(), None);
     }
 
-    /// What is to wait must not keep the buffer its head was read into, which a short body may be in, too. Gives the request as it was read, if it is here still.
+    /// What is to wait must not keep the buffer its head was read into, which a short body may be in, too. Gives the
+    /// request as it was read, if it is here still.
     pub(super) fn pack(&mut self) -> Option<Box<Parts>> {
         let mut parts = match std::mem::replace(&mut self.head, MessageHead::Forgotten) {
             MessageHead::AsRead(parts) => parts,

@@ -204,9 +204,9 @@ impl Past {
         Some((chapter, chapter.turn(number.place)?))
     }
 
-    fn placed_mut(&mut self, number: Number) -> Option<&mut Placed> {
+    fn chapter_mut(&mut self, number: Number) -> Option<&mut Chapter> {
         let chapter = self.chapter_of(number)?;
-        self.chapters.get_mut(chapter)?.turns.get_mut(usize::from(number.place))
+        self.chapters.get_mut(chapter)
     }
 
     fn kept(&self, number: Number) -> Option<Kept> {
@@ -225,32 +225,26 @@ impl Past {
     pub(super) fn follow(&mut self, number: Number) -> Option<(Arc<Turn>, Option<usize>)> {
         let turn = Turn::again(self.kept(number)?);
         let place = turn.log.enter();
-        if place.is_some() {
-            self.count_followers(number, |followers| followers + 1);
+        if place.is_some()
+            && let Some(chapter) = self.chapter_mut(number)
+        {
+            let more = chapter.entered(number.place);
+            self.followed += more;
         }
         Some((turn, place))
     }
 
     /// One who followed the turn of this number has left it. `has_all`: somebody has got all of its answer.
     pub(super) fn left(&mut self, number: Number, has_all: bool) {
-        self.count_followers(number, |followers| followers.saturating_sub(1));
-        if let Some(placed) = self.placed_mut(number) {
-            placed.is_delivered |= has_all;
+        if let Some(chapter) = self.chapter_mut(number) {
+            let less = chapter.left(number.place, has_all);
+            self.followed -= less;
         }
-    }
-
-    fn count_followers(&mut self, number: Number, change: impl FnOnce(u32) -> u32) {
-        let chapter = self.chapter_of(number).and_then(|chapter| self.chapters.get_mut(chapter));
-        let Some(chapter) = chapter else { return };
-        let before = chapter.followed;
-        chapter.count_followers(number.place, change);
-        self.followed = self.followed + chapter.followed - before;
     }
 
     /// All gateways have been told of the turn of this number.
     pub(super) fn told(&mut self, number: Number) {
-        let chapter = self.chapter_of(number).and_then(|chapter| self.chapters.get_mut(chapter));
-        if let Some(more) = chapter.and_then(|chapter| chapter.more_mut(number.place)) {
+        if let Some(more) = self.chapter_mut(number).and_then(|chapter| chapter.more_mut(number.place)) {
             more.is_told = true;
         }
     }

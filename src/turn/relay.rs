@@ -77,12 +77,6 @@ impl Relay<'_> {
         &self.turn.log
     }
 
-    fn read(&self, status: StatusCode, body: &[u8]) -> Outcome {
-        let (outcome, usage) = read(status, body);
-        self.turn.facts.set(|facts| facts.usage = usage);
-        outcome
-    }
-
     /// Writes an answer that comes in pieces.
     pub(super) async fn pieces(&self, head: Head, mut body: Body) -> Relayed {
         let status = head.status;
@@ -106,7 +100,11 @@ impl Relay<'_> {
             }
         }
         Relayed::Whole(match copy {
-            Some(copy) => self.read(status, &copy),
+            Some(copy) => {
+                let (outcome, usage) = read(status, &copy);
+                self.turn.facts.set(|facts| facts.usage = usage);
+                outcome
+            }
             None if status == StatusCode::OK => Outcome::Answered,
             None => Outcome::Refused,
         })

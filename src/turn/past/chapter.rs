@@ -322,16 +322,24 @@ impl Chapter {
         (facts, Exchange { upstream, attempts, sent, answered })
     }
 
-    pub(super) fn count_followers(&mut self, place: u16, change: impl FnOnce(u32) -> u32) {
-        let Some(placed) = self.turns.get_mut(usize::from(place)) else { return };
-        let before = placed.followers;
-        placed.followers = change(before);
-        let bytes = placed.answer.map_or(0, Answer::bytes);
-        match (before, placed.followers) {
-            (0, 1..) => self.followed += bytes,
-            (1.., 0) => self.followed -= bytes,
-            _ => {}
-        }
+    /// One more follows the turn there. The bytes that are followed now and were not before.
+    pub(super) fn entered(&mut self, place: u16) -> u64 {
+        let Some(placed) = self.turns.get_mut(usize::from(place)) else { return 0 };
+        placed.followers += 1;
+        let more = if placed.followers == 1 { placed.answer.map_or(0, Answer::bytes) } else { 0 };
+        self.followed += more;
+        more
+    }
+
+    /// One who followed the turn there does so no more. The bytes that nobody follows any more.
+    pub(super) fn left(&mut self, place: u16, has_all: bool) -> u64 {
+        let Some(placed) = self.turns.get_mut(usize::from(place)) else { return 0 };
+        placed.is_delivered |= has_all;
+        let was_last = placed.followers == 1;
+        placed.followers = placed.followers.saturating_sub(1);
+        let less = if was_last { placed.answer.map_or(0, Answer::bytes) } else { 0 };
+        self.followed -= less;
+        less
     }
 
     /// The place of the latest turn with this index.
