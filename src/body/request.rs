@@ -34,10 +34,29 @@ pub async fn within<T>(
     timeout(patience, reading).await.map_err(|_| Error::BodyTimeout)?
 }
 
-/// The body of a request on its way to a replica.
+/// The body of a request on its way to a replica. Small: a request is moved a dozen times on that way.
 #[derive(Default)]
-pub struct RequestBody {
-    content: Content,
+pub struct RequestBody(Content);
+
+enum Content {
+    /// All that is to come is here; empty if that is nothing.
+    Whole(Bytes),
+    Coming(Box<Coming>),
+}
+
+impl Default for Content {
+    fn default() -> Self {
+        Self::Whole(Bytes::new())
+    }
+}
+
+/// A body that its client may still be sending.
+#[derive(Default)]
+struct Coming {
+    /// What was read and put back: it goes out first.
+    read: Bytes,
+    /// None: it is over.
+    rest: Option<Incoming>,
     /// Bytes at most, counted from the body's first.
     limit: Option<u64>,
     /// Bytes handed on so far.
@@ -45,16 +64,6 @@ pub struct RequestBody {
     meter: Option<Arc<Meter>>,
     /// Runs while the client is waited for.
     stall: Option<Pin<Box<Sleep>>>,
-}
-
-#[derive(Default)]
-enum Content {
-    #[default]
-    Empty,
-    Whole(Bytes),
-    Incoming(Incoming),
-    /// What was read already, then the rest.
-    Joined(Bytes, Incoming),
 }
 
 /// What became of a body that is in other hands (a connection's).
@@ -98,50 +107,51 @@ impl RequestBody {
     }
 
     pub fn whole(bytes: Bytes) -> Self {
-        Self::of(if bytes.is_empty() { Content::Empty } else { Content::Whole(bytes) })
+        Self(Content::Whole(bytes))
     }
 
     /// The body as hyper received it.
     pub fn incoming(body: Incoming) -> Self {
-        Self::of(if body.is_end_stream() { Content::Empty } else { Content::Incoming(body) })
-    }
-
-    fn of(content: Content) -> Self {
-        Self { content, ..Self::default() }
+        if body.is_end_stream() {
+            return Self::empty();
+        }
+        Self(Content::Coming(Box::new(Coming { rest: Some(body), ..Coming::default() })))
     }
 
     /// Refuses more than `limit` bytes: at once if the client has announced them, else when they come.
     pub fn within(mut self, limit: u64) -> Result<Self, Error> {
-        if self.taken.saturating_add(self.size_hint().lower()) > limit {
+        let taken = if let Content::Coming(coming) = &mut self.0 {
+            coming.limit = Some(limit);
+            coming.taken
+        } else {
+            0
+        };
+        if taken.saturating_add(self.size_hint().lower()) > limit {
             return Err(Error::BodyTooLarge { limit });
         }
-        self.limit = Some(limit);
         Ok(self)
     }
 
-    /// All of it is here, if it is anything: it can neither fail nor be told in parts.
-    pub fn is_whole(&self) -> bool {
-        matches!(self.content, Content::Empty | Content::Whole(_))
-    }
-
-    /// Tells of the bytes and the failure of this body when it is in other hands.
-    pub fn meter(&mut self) -> Arc<Meter> {
-        Arc::clone(self.meter.get_or_insert_default())
+    /// Tells of the bytes and the failure of this body when it is in other hands. `None`: all of it is here, and can
+    /// neither fail nor be told in parts.
+    pub fn meter(&mut self) -> Option<Arc<Meter>> {
+        match &mut self.0 {
+            Content::Whole(_) => None,
+            Content::Coming(coming) => Some(Arc::clone(coming.meter.get_or_insert_default())),
+        }
     }
 
     /// The same body once more, if it is whole: what a second attempt sends.
     pub fn again(&self) -> Option<Self> {
-        let content = match &self.content {
-            Content::Empty if self.taken == 0 => Content::Empty,
-            Content::Whole(bytes) => Content::Whole(bytes.clone()),
-            Content::Empty | Content::Incoming(_) | Content::Joined(..) => return None,
-        };
-        Some(Self { content, limit: self.limit, ..Self::default() })
+        match &self.0 {
+            Content::Whole(bytes) => Some(Self::whole(bytes.clone())),
+            Content::Coming(_) => None,
+        }
     }
 
     /// Reads the whole body if it has at most `most` bytes.
     pub async fn read(mut self, most: usize) -> Result<Read, Error> {
-        if let Content::Whole(bytes) = &mut self.content
+        if let Content::Whole(bytes) = &mut self.0
             && bytes.len() <= most
         {
             return Ok(Read::Whole(std::mem::take(bytes)));
@@ -169,19 +179,36 @@ impl RequestBody {
     }
 
     /// This body with `prefix`, which was taken from it, put back in front.
-    fn behind(mut self, prefix: Bytes) -> Self {
-        self.taken = self.taken.saturating_sub(prefix.len() as u64);
-        self.content = match self.content {
-            Content::Empty => Content::Whole(prefix),
-            Content::Incoming(rest) => Content::Joined(prefix, rest),
-            // `read` takes these two whole before it asks for more
-            Content::Whole(rest) => Content::Whole([prefix, rest].concat().into()),
-            Content::Joined(next, rest) => Content::Joined([prefix, next].concat().into(), rest),
-        };
-        self
+    fn behind(self, prefix: Bytes) -> Self {
+        match self.0 {
+            // `read` takes this one whole before it asks for more
+            Content::Whole(rest) => Self::whole([prefix, rest].concat().into()),
+            Content::Coming(mut coming) => {
+                coming.taken = coming.taken.saturating_sub(prefix.len() as u64);
+                coming.read = match coming.read.is_empty() {
+                    true => prefix,
+                    false => [prefix, coming.read].concat().into(),
+                };
+                Self(Content::Coming(coming))
+            }
+        }
     }
 
     pub(super) fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        match &mut self.0 {
+            Content::Whole(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Content::Whole(bytes) => Poll::Ready(Some(Ok(std::mem::take(bytes)))),
+            Content::Coming(coming) => coming.poll_data(cx),
+        }
+    }
+}
+
+impl Coming {
+    fn is_over(&self) -> bool {
+        self.read.is_empty() && self.rest.is_none()
+    }
+
+    fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let data = match ready!(self.poll_content(cx)) {
             Some(Ok(data)) => data,
             Some(Err(error)) => return Poll::Ready(Some(Err(self.fail(error)))),
@@ -198,26 +225,16 @@ impl RequestBody {
         }
         if let Some(meter) = &self.meter {
             meter.bytes.store(self.taken, Ordering::Relaxed);
-            meter.over.store(matches!(self.content, Content::Empty), Ordering::Relaxed);
+            meter.over.store(self.is_over(), Ordering::Relaxed);
         }
         Poll::Ready(Some(Ok(data)))
     }
 
     fn poll_content(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        let incoming = match &mut self.content {
-            Content::Empty => return Poll::Ready(None),
-            Content::Whole(bytes) => {
-                let bytes = std::mem::take(bytes);
-                self.content = Content::Empty;
-                return Poll::Ready(Some(Ok(bytes)));
-            }
-            Content::Joined(..) => {
-                let Content::Joined(prefix, rest) = std::mem::take(&mut self.content) else { return Poll::Ready(None) };
-                self.content = Content::Incoming(rest);
-                return Poll::Ready(Some(Ok(prefix)));
-            }
-            Content::Incoming(incoming) => incoming,
-        };
+        if !self.read.is_empty() {
+            return Poll::Ready(Some(Ok(std::mem::take(&mut self.read))));
+        }
+        let Some(incoming) = &mut self.rest else { return Poll::Ready(None) };
         let frame = match Pin::new(&mut *incoming).poll_frame(cx) {
             Poll::Ready(frame) => frame,
             Poll::Pending => {
@@ -234,13 +251,13 @@ impl RequestBody {
                 // trailers are the last frame there is
                 let data = frame.into_data().ok();
                 if over || data.is_none() {
-                    self.content = Content::Empty;
+                    self.rest = None;
                 }
                 Poll::Ready(data.map(Ok))
             }
             Some(Err(error)) => Poll::Ready(Some(Err(Error::BodyBroken(error.into())))),
             None => {
-                self.content = Content::Empty;
+                self.rest = None;
                 Poll::Ready(None)
             }
         }
@@ -248,7 +265,7 @@ impl RequestBody {
 
     /// The body ends here; the meter keeps the cause, whoever holds the body gets an error of the same kind.
     fn fail(&mut self, error: Error) -> Error {
-        self.content = Content::Empty;
+        (self.read, self.rest) = (Bytes::new(), None);
         let Some(meter) = &self.meter else { return error };
         let told = match &error {
             Error::BodyTooLarge { limit } => Error::BodyTooLarge { limit: *limit },
@@ -269,16 +286,19 @@ impl HttpBody for RequestBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        matches!(self.content, Content::Empty)
+        match &self.0 {
+            Content::Whole(bytes) => bytes.is_empty(),
+            Content::Coming(coming) => coming.is_over(),
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (read, rest) = match &self.content {
-            Content::Empty => return SizeHint::with_exact(0),
+        let coming = match &self.0 {
             Content::Whole(bytes) => return SizeHint::with_exact(bytes.len() as u64),
-            Content::Incoming(rest) => (0, rest),
-            Content::Joined(read, rest) => (read.len() as u64, rest),
+            Content::Coming(coming) => coming,
         };
+        let read = coming.read.len() as u64;
+        let Some(rest) = &coming.rest else { return SizeHint::with_exact(read) };
         let rest = rest.size_hint();
         let mut hint = SizeHint::new();
         hint.set_lower(rest.lower().saturating_add(read));
@@ -291,13 +311,12 @@ impl HttpBody for RequestBody {
 
 impl fmt::Debug for RequestBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let content = match self.content {
-            Content::Empty => "empty",
-            Content::Whole(_) => "whole",
-            Content::Incoming(_) => "incoming",
-            Content::Joined(..) => "joined",
+        let mut told = f.debug_struct("RequestBody");
+        match &self.0 {
+            Content::Whole(bytes) => told.field("whole", &bytes.len()),
+            Content::Coming(coming) => told.field("read", &coming.read.len()).field("taken", &coming.taken),
         };
-        f.debug_struct("RequestBody").field("content", &content).field("taken", &self.taken).finish_non_exhaustive()
+        told.finish_non_exhaustive()
     }
 }
 

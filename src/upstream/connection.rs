@@ -23,12 +23,13 @@ use crate::telemetry::metrics::{Gauged, UpstreamMetrics};
 const READ_BUFFER: usize = 16 * 1024;
 
 type Io = TokioIo<OnePiece<TcpStream>>;
+type Driver = Pin<Box<http1::Connection<Io, RequestBody>>>;
 
 /// An open connection. Dropping it closes it.
 pub(super) struct Connection {
     sender: http1::SendRequest<RequestBody>,
-    driver: Pin<Box<http1::Connection<Io, RequestBody>>>,
-    closed: bool,
+    /// None: it is closed. What it had not begun to write has been given back.
+    driver: Option<Driver>,
     alarm: Alarm,
     /// When it was last given back.
     pub(super) parked: Instant,
@@ -56,8 +57,7 @@ impl Connection {
         let now = Instant::now();
         Ok(Self {
             sender,
-            driver: Box::pin(driver),
-            closed: false,
+            driver: Some(Box::pin(driver)),
             alarm: Alarm::at(now + patience),
             parked: now,
             _open: Gauged::new(&metrics.connections),
@@ -70,13 +70,13 @@ impl Connection {
         request: Request,
         deadline: Instant,
     ) -> impl Future<Output = Result<Response<Incoming>, Unanswered>> {
-        let Self { sender, driver, closed, alarm, .. } = self;
+        let Self { sender, driver, alarm, .. } = self;
         alarm.move_to(deadline);
         async move {
             let mut answer = pin!(sender.try_send_request(*request));
             std::future::poll_fn(|cx| {
-                let driven = drive(driver, closed, cx);
-                // asked after the driver: its last poll may have delivered the answer
+                // asked after the driver: its last poll may have delivered the answer, or given the request back
+                let _ = drive(driver, cx);
                 match answer.as_mut().poll(cx) {
                     Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
                     Poll::Ready(Err(mut failure)) => {
@@ -87,9 +87,6 @@ impl Connection {
                     }
                     Poll::Pending => {}
                 }
-                if driven.is_ready() {
-                    return Poll::Ready(Err(Unanswered::Closed("the connection ended without an answer".into())));
-                }
                 alarm.poll(cx).map(|()| Err(Unanswered::Late))
             })
             .await
@@ -98,7 +95,7 @@ impl Connection {
 
     /// Lets the connection read and write; ready once it is closed.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        drive(&mut self.driver, &mut self.closed, cx)
+        drive(&mut self.driver, cx)
     }
 
     /// Sets the deadline that [`Connection::poll_late`] tells of.
@@ -113,20 +110,16 @@ impl Connection {
 
     /// True if it can take a request now.
     pub(super) fn is_ready(&self) -> bool {
-        !self.closed && self.sender.is_ready()
+        self.driver.is_some() && self.sender.is_ready()
     }
 }
 
-fn drive(
-    driver: &mut Pin<Box<http1::Connection<Io, RequestBody>>>,
-    closed: &mut bool,
-    cx: &mut Context<'_>,
-) -> Poll<()> {
-    if *closed {
-        return Poll::Ready(());
-    }
+fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Poll<()> {
+    let Some(open) = driver else { return Poll::Ready(()) };
     // its error also reaches whoever waits for the answer or its body
-    let driven = driver.as_mut().poll(cx);
-    *closed = driven.is_ready();
+    let driven = open.as_mut().poll(cx);
+    if driven.is_ready() {
+        *driver = None;
+    }
     driven.map(|_| ())
 }

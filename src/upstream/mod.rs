@@ -112,32 +112,39 @@ impl<'a> Handle<Placed<'a>> for Upstream {
             let passed = {
                 let Some(pool) = self.pools.get(placed.endpoint.place) else { return Err(Error::NoUpstream) };
                 gather(placed.endpoint.load.now().into()).await;
-                let now = Instant::now();
-                let (mut lease, sent) = match (!placed.attempt.fresh).then(|| pool.parked(now)).flatten() {
-                    Some(lease) => (lease, now),
-                    // boxed: what is seldom waited for must not make every request's future larger
-                    None => match Box::pin(pool.lease(placed.attempt.fresh)).await {
-                        Ok(lease) => (lease, Instant::now()),
-                        Err(error) => {
-                            // another replica may be reached: this one is out for this request
-                            placed.attempt.failed.add(placed.endpoint.place);
-                            return Err(error);
-                        }
-                    },
-                };
-                let Some(mut request) = placed.attempt.request.take() else { return Err(Error::NoUpstream) };
-                let meter = (!request.body().is_whole()).then(|| request.body_mut().meter());
                 let patience = self.patience(placed.attempt.route.pace);
-                record.sent = Some(sent);
-                let answer = lease.exchange(request, sent + patience).await;
-                let answered = Instant::now();
-                record.answered = Some(answered);
-                if let Some(meter) = &meter {
-                    record.request_bytes = meter.bytes();
-                }
-                let response = match answer {
-                    Ok(response) => response,
-                    Err(failure) => return Err(unanswered(failure, meter, patience, &mut placed)),
+                let mut now = Instant::now();
+                let (response, lease, answered) = loop {
+                    let (mut lease, sent) = match (!placed.attempt.fresh).then(|| pool.parked(now)).flatten() {
+                        Some(lease) => (lease, now),
+                        // boxed: what is seldom waited for must not make every request's future larger
+                        None => match Box::pin(pool.lease(placed.attempt.fresh)).await {
+                            Ok(lease) => (lease, Instant::now()),
+                            Err(error) => {
+                                // another replica may be reached: this one is out for this request
+                                placed.attempt.failed.add(placed.endpoint.place);
+                                return Err(error);
+                            }
+                        },
+                    };
+                    let Some(mut request) = placed.attempt.request.take() else { return Err(Error::NoUpstream) };
+                    let meter = request.body_mut().meter();
+                    record.sent = Some(sent);
+                    let answer = lease.exchange(request, sent + patience).await;
+                    now = Instant::now();
+                    record.answered = Some(now);
+                    if let Some(meter) = &meter {
+                        record.request_bytes = meter.bytes();
+                    }
+                    match answer {
+                        Ok(response) => break (response, lease, now),
+                        // it was closed while it was parked, and this is no attempt: on to the next
+                        Err(Unanswered::NotSent(request, _)) if lease.was_parked => {
+                            *placed.attempt.request = Some(request);
+                            record.answered = None;
+                        }
+                        Err(failure) => return Err(unanswered(failure, meter, patience, &mut placed)),
+                    }
                 };
                 let manner = reply::Manner {
                     stream_idle: self.timeouts.stream_idle,

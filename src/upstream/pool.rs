@@ -1,7 +1,6 @@
 //! The connections to one replica: a bounded number, the latest used first, none kept past the replica's keep-alive.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Waker};
 
 use http::Response;
 use hyper::body::Incoming;
@@ -32,6 +31,8 @@ pub struct Pool {
 pub(super) struct Lease {
     connection: Connection,
     pool: Arc<Pool>,
+    /// It has been used before, and may have been closed since.
+    pub(super) was_parked: bool,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -53,43 +54,37 @@ impl Pool {
         *self.authority == *authority && self.settings == *settings && self.timeouts == *timeouts
     }
 
-    /// The latest used connection that is still open `now`, if there is one and nobody has to be waited for.
+    /// The latest used connection, if there is one that may be open `now` and nobody has to be waited for.
     pub(super) fn parked(self: &Arc<Self>, now: Instant) -> Option<Lease> {
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
-        self.open_one(now).map(|connection| Lease { connection, pool: Arc::clone(self), _slot: slot })
+        let connection = self.take(now)?;
+        Some(Lease { connection, pool: Arc::clone(self), was_parked: true, _slot: slot })
     }
 
-    /// A connection that can take a request: the latest used that is still open, or a new one. `fresh`: a new one.
+    /// The latest used connection that may be open, or a new one. `fresh`: a new one.
     pub(super) async fn lease(self: &Arc<Self>, fresh: bool) -> Result<Lease, Error> {
         let waiting = timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned());
         let Ok(Ok(slot)) = waiting.await else {
             return Err(Error::UpstreamBusy { upstream: self.authority.to_string() });
         };
-        let lease = |connection| Lease { connection, pool: Arc::clone(self), _slot: slot };
-        if !fresh && let Some(connection) = self.open_one(Instant::now()) {
-            return Ok(lease(connection));
+        let lease = |connection, was_parked| Lease { connection, pool: Arc::clone(self), was_parked, _slot: slot };
+        if !fresh && let Some(connection) = self.take(Instant::now()) {
+            return Ok(lease(connection, true));
         }
         match Connection::open(&self.authority, self.timeouts.connect, &self.metrics).await {
-            Ok(connection) => Ok(lease(connection)),
+            Ok(connection) => Ok(lease(connection, false)),
             Err(Failure::Replica(cause)) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
             Err(Failure::Own { what, cause }) => Err(Error::Exhausted { what, cause: cause.into() }),
         }
     }
 
-    /// The latest used connection that is still open.
-    fn open_one(&self, now: Instant) -> Option<Connection> {
-        while let Some(mut connection) = self.take() {
-            let is_fresh = now.saturating_duration_since(connection.parked) < self.settings.idle_timeout;
-            // one poll sees a close that came while it was parked; whoever sends on it waits for it with its own waker
-            if is_fresh && connection.poll(&mut Context::from_waker(Waker::noop())).is_pending() {
-                return Some(connection);
-            }
-        }
-        None
-    }
-
-    fn take(&self) -> Option<Connection> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    /// The latest used connection that is not to be closed by `now`. Whoever sends on it learns whether the replica has
+    /// closed it: then nothing is written.
+    fn take(&self, now: Instant) -> Option<Connection> {
+        let latest = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
+        // those before it have been unused for longer
+        let is_kept = now.saturating_duration_since(latest.parked) < self.settings.idle_timeout;
+        is_kept.then_some(latest)
     }
 
     /// Closes what was unused for too long. To be called about once a second: parked connections are polled by nobody.
@@ -125,7 +120,7 @@ impl Lease {
 
     /// Gives the connection back `now`, if it can take another request.
     pub(super) fn give_back(self, now: Instant) {
-        let Self { mut connection, pool, _slot } = self;
+        let Self { mut connection, pool, _slot, .. } = self;
         if connection.is_ready() {
             connection.parked = now;
             pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);

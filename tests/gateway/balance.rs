@@ -1,6 +1,7 @@
 //! Replicas: who gets a request, who is left out, what is tried again and what never is.
 
 use http_body_util::BodyExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::support::{AGENT, Replica, Reply, gateway, json, nobody, start, yaml};
 
@@ -98,6 +99,50 @@ async fn connections_to_a_replica_are_used_again() {
     }
     let seen = a.seen();
     assert!(seen.iter().all(|one| one.connection == seen[0].connection), "{seen:?}");
+}
+
+#[tokio::test]
+async fn connections_that_a_replica_closed_while_nobody_used_them_cost_no_attempt() {
+    // more of them than there are retries in a budget
+    const MANY: usize = 150;
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let proxy = start(&yaml(&format!("    servers: [ {{ url: http://{address} }} ]"), "")).await;
+    let path = format!("/v1/agents/{AGENT}");
+    let reads = futures_util::future::join_all((0..MANY).map(|_| proxy.get(&path)));
+    let replica = async {
+        let mut used = Vec::new();
+        while used.len() < MANY {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut head = Vec::new();
+            while !head.ends_with(b"\r\n\r\n") {
+                assert!(stream.read_buf(&mut head).await.unwrap() > 0);
+            }
+            match head.starts_with(b"GET /v1/agents/") {
+                true => used.push(stream),
+                // a health check
+                false => stream.write_all(ANSWER).await.unwrap(),
+            }
+        }
+        for stream in &mut used {
+            stream.write_all(ANSWER).await.unwrap();
+        }
+        used
+    };
+    let (answers, used) = tokio::join!(reads, replica);
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    drop(used);
+    let b = Replica::on(listener, |_| json("{\"again\":true}"));
+    let path = format!("{path}/messages");
+    let send = |_| proxy.post(&path, "{\"input\":\"once\"}");
+    let answers = futures_util::future::join_all((0..10).map(send)).await;
+    assert!(answers.iter().all(|answer| answer.status == 200));
+    assert_eq!(b.count(), 10, "each of them once");
+    assert!(proxy.log(MANY + 10).await.iter().all(|line| line["attempts"] == 1));
+    for outcome in ["fresh_connection", "another_replica", "budget_spent"] {
+        assert_eq!(proxy.metric(&format!("letta_gateway_retries_total{{outcome=\"{outcome}\"}}")).await, 0.0);
+    }
 }
 
 #[tokio::test]
