@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
+use smallvec::SmallVec;
 
 use super::account::Counted;
 use super::budget::Remaining;
@@ -39,7 +40,7 @@ struct Least {
 }
 
 /// A `RateLimit` field as it is written, and where its numbers stand: they are told a second time.
-struct Text(Vec<u8>);
+struct Text(SmallVec<[u8; 112]>);
 
 impl Text {
     /// The next item and its `r`.
@@ -70,7 +71,7 @@ impl Told {
         if left.is_empty() && places.is_none() && budgets.is_empty() {
             return None;
         }
-        let mut text = Text(Vec::with_capacity(96));
+        let mut text = Text(SmallVec::new());
         let mut least: Option<(&Left, Least)> = None;
         for (window, (of, rate)) in terms.rates.iter().zip(left).enumerate() {
             let remaining = text.remaining(&of.name, rate.remaining.into());
@@ -88,7 +89,7 @@ impl Told {
             text.reset(*reset);
         }
         let least = least.map(|(_, least)| least);
-        Some(Self { terms: Arc::clone(terms), left: Bytes::from(text.0), least })
+        Some(Self { terms: Arc::clone(terms), left: Bytes::from_owner(text.0), least })
     }
 
     /// A limit of Letta's own, should there be one, is not the client's to know.
