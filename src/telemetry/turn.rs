@@ -110,6 +110,12 @@ impl TurnFacts {
         self.lock().clone()
     }
 
+    /// Looks at both while nobody changes them.
+    pub fn look<T>(&self, at: impl FnOnce(&Facts, &Exchange) -> T) -> T {
+        let (facts, exchange) = &*self.lock();
+        at(facts, exchange)
+    }
+
     /// The replica that has the message, or was the last to be tried.
     pub fn upstream(&self) -> Option<Arc<UpstreamMetrics>> {
         self.lock().1.upstream.clone()

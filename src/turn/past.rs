@@ -132,8 +132,10 @@ impl Past {
         let number = Number { chapter: self.first.wrapping_add(last), place };
         let (packed, given) = turn.log.pack(ending, number, |said| write(tape, fields, &said));
         let (rest, followed) = (chapter.rest(), chapter.followed);
+        let bytes = packed.answer.map_or(0, Answer::bytes);
         chapter.push(turn, now, packed);
         chapter.end = tape.end;
+        tape.fetch_next(usize::try_from(bytes.min(SHORT)).unwrap_or(0));
         self.rest += chapter.rest() - rest;
         self.followed += chapter.followed - followed;
         self.len += 1;
@@ -211,10 +213,12 @@ impl Past {
 
     fn kept(&self, number: Number) -> Option<Kept> {
         let (chapter, placed) = self.placed(number)?;
-        let Placed { message, sends, streams, began, is_delivered, .. } = *placed;
-        let (facts, exchange) = chapter.facts(placed);
-        let key = Arc::clone(chapter.key(placed)?);
-        let answer = placed.answer.filter(|answer| answer.at >= self.kept_from || answer.bytes() == 0);
+        let Placed { message, streams, began, is_delivered, .. } = *placed;
+        let told = chapter.told(number.place)?;
+        let sends = told.sends;
+        let (facts, exchange) = chapter.facts(placed, told);
+        let key = Arc::clone(chapter.key(told)?);
+        let answer = told.answer().filter(|answer| answer.at >= self.kept_from || answer.bytes() == 0);
         let answer = answer.map(|answer| self.read(answer, streams));
         let more = chapter.more(placed).cloned().unwrap_or_default();
         Some(Kept { number, message, key, sends, streams, began, facts, exchange, answer, is_delivered, more })

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use foldhash::fast::RandomState;
 use http::StatusCode;
+use prefetch_index::prefetch_index;
 use tokio::time::Instant;
 
 use crate::letta::reply::Usage;
@@ -25,30 +26,81 @@ const LOOKED_THROUGH: usize = 8;
 /// Bytes of how a turn failed, about.
 const FAILURE: usize = 2 * size_of::<Ended>() + 128;
 
-/// A turn in its place. Nothing in here has to be let go of: tens of thousands of turns later it is in no cache any more,
-/// and reading it only for that would cost as much as all else that a gateway does for a turn.
+/// What a turn in its place is found by. Nothing in here has to be let go of: tens of thousands of turns later it is in
+/// no cache any more, and reading it only for that would cost as much as all else that a gateway does for a turn.
+///
+/// It fills a line of the cache, as [`Told`] does: a line can be called for by its turn's place.
 #[derive(Clone, Copy)]
+#[repr(align(64))]
 pub(super) struct Placed {
     pub message: Index,
     pub began: Instant,
-    sent: Option<Instant>,
-    answered: Option<Instant>,
-    usage: Option<Usage>,
-    pub answer: Option<Answer>,
     /// So many follow it.
     pub followers: u32,
-    /// Somebody has got all of its answer.
-    pub is_delivered: bool,
-    pub streams: bool,
-    pub sends: Sends,
-    outcome: Option<Outcome>,
-    attempts: u8,
-    /// In the lists of the chapter.
-    key: u16,
-    upstream: u16,
+    /// In the list of the chapter.
     more: u16,
     /// The one with the same message before it.
     pub older: u16,
+    /// Somebody has got all of its answer.
+    pub is_delivered: bool,
+    pub streams: bool,
+}
+
+/// What is told of a turn when it is given again.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(super) struct Told {
+    /// From its beginning.
+    sent: Since,
+    answered: Since,
+    /// Where its answer is on the tape; [`NO_ANSWER`] if it is not.
+    at: u64,
+    fields: u32,
+    body: u32,
+    /// Prompt, completion, total and steps.
+    usage: Option<[u32; 4]>,
+    status: Option<StatusCode>,
+    /// In the lists of the chapter.
+    key: u16,
+    upstream: u16,
+    outcome: Option<Outcome>,
+    attempts: u8,
+    pub sends: Sends,
+}
+
+const NO_ANSWER: u64 = u64::MAX;
+
+impl Told {
+    pub(super) fn answer(&self) -> Option<Answer> {
+        let Self { at, fields, body, status, .. } = *self;
+        (at != NO_ANSWER).then_some(Answer { status, at, fields, body })
+    }
+}
+
+/// Nanoseconds from the beginning of a turn, if there are any to be told.
+#[derive(Clone, Copy)]
+struct Since(u64);
+
+impl Since {
+    fn of(moment: Option<Instant>, began: Instant) -> Self {
+        let nanos = |moment: Instant| moment.saturating_duration_since(began).as_nanos().try_into().ok();
+        Self(moment.and_then(nanos).unwrap_or(u64::MAX))
+    }
+
+    fn after(self, began: Instant) -> Option<Instant> {
+        if self.0 == u64::MAX { None } else { began.checked_add(Duration::from_nanos(self.0)) }
+    }
+}
+
+/// Four billion of them are told of a turn that took more.
+fn narrow(usage: Usage) -> [u32; 4] {
+    let Usage { prompt_tokens, completion_tokens, total_tokens, step_count } = usage;
+    [prompt_tokens, completion_tokens, total_tokens, step_count].map(|count| count.try_into().unwrap_or(u32::MAX))
+}
+
+fn wide(usage: [u32; 4]) -> Usage {
+    let [prompt_tokens, completion_tokens, total_tokens, step_count] = usage.map(u64::from);
+    Usage { prompt_tokens, completion_tokens, total_tokens, step_count }
 }
 
 impl Placed {
@@ -141,6 +193,7 @@ pub(super) struct Chapter {
     /// When its last was.
     pub until: Instant,
     pub turns: Vec<Placed>,
+    told: Vec<Told>,
     pub more: Vec<More>,
     keys: Vec<Arc<str>>,
     upstreams: Vec<Arc<UpstreamMetrics>>,
@@ -189,6 +242,7 @@ impl Chapter {
         let found_by = room(|before| before.latest.len());
         Self {
             turns: Vec::with_capacity(room(|before| before.turns.len())),
+            told: Vec::with_capacity(room(|before| before.told.len())),
             more: Vec::with_capacity(room(|before| before.more.len())),
             latest: HashMap::with_capacity_and_hasher(found_by, RandomState::default()),
             ..Self::new(began)
@@ -200,6 +254,7 @@ impl Chapter {
             began,
             until: began,
             turns: Vec::new(),
+            told: Vec::new(),
             more: Vec::new(),
             keys: Vec::new(),
             upstreams: Vec::new(),
@@ -214,6 +269,7 @@ impl Chapter {
     /// Nothing is added any more. Lists grow to twice what they had, so up to half of them is idle.
     pub(super) fn close(&mut self) {
         shrink(&mut self.turns);
+        shrink(&mut self.told);
         shrink(&mut self.more);
         if self.latest.capacity() > 4 * self.latest.len() {
             self.latest.shrink_to_fit();
@@ -222,18 +278,20 @@ impl Chapter {
 
     /// One that has nothing yet, in the memory of this one.
     pub(super) fn emptied(self) -> Self {
-        let Self { mut turns, mut more, mut keys, mut upstreams, mut latest, .. } = self;
+        let Self { mut turns, mut told, mut more, mut keys, mut upstreams, mut latest, .. } = self;
         turns.clear();
+        told.clear();
         more.clear();
         keys.clear();
         upstreams.clear();
         latest.clear();
-        Self { turns, more, keys, upstreams, latest, ..Self::new(self.began) }
+        Self { turns, told, more, keys, upstreams, latest, ..Self::new(self.began) }
     }
 
     /// Bytes of all of it but its answers.
     pub(super) fn rest(&self) -> u64 {
         let lists = self.turns.capacity() * size_of::<Placed>()
+            + self.told.capacity() * size_of::<Told>()
             + self.more.capacity() * size_of::<More>()
             + self.keys.capacity() * size_of::<Arc<str>>()
             + self.upstreams.capacity() * size_of::<Arc<UpstreamMetrics>>();
@@ -244,17 +302,21 @@ impl Chapter {
 
     /// Bytes of what its turns take of that, about.
     pub(super) fn used(&self) -> u64 {
-        let lists = self.turns.len() * size_of::<Placed>() + self.more.len() * size_of::<More>();
+        let turns = self.turns.len() * (size_of::<Placed>() + size_of::<Told>());
+        let lists = turns + self.more.len() * size_of::<More>();
         (lists + self.latest.len() * 2 * size_of::<(u64, u16)>() + self.heap) as u64
     }
 
     /// Takes up `turn`, which was over at `over`.
     pub(super) fn push(&mut self, turn: &Turn, over: Instant, packed: Packed<Answer>) {
+        turn.facts.look(|facts, exchange| self.put(turn, facts, exchange, over, packed));
+    }
+
+    fn put(&mut self, turn: &Turn, facts: &Facts, exchange: &Exchange, over: Instant, packed: Packed<Answer>) {
         let Packed { followers, is_delivered, answer, broken } = packed;
-        let (facts, exchange) = turn.facts.all();
         let place = u16::try_from(self.turns.len()).unwrap_or(NONE);
         let older = self.latest.insert(beginning(&turn.marks.message), place).unwrap_or(NONE);
-        let more = match More::of(turn, &facts, broken) {
+        let more = match More::of(turn, facts, broken) {
             None => NONE,
             Some(more) => {
                 for name in more.names() {
@@ -275,24 +337,27 @@ impl Chapter {
         self.until = over;
         let key = place_in(&mut self.keys, &turn.key);
         let upstream = exchange.upstream.as_ref().map_or(NONE, |upstream| place_in(&mut self.upstreams, upstream));
-        self.turns.push(Placed {
-            message: turn.marks.message,
-            began: turn.began,
-            sent: exchange.sent,
-            answered: exchange.answered,
-            usage: facts.usage,
-            answer,
-            followers,
-            is_delivered,
-            streams: turn.streams,
-            sends: turn.sends,
-            outcome: facts.outcome,
-            attempts: exchange.attempts,
+        let (message, began, streams) = (turn.marks.message, turn.began, turn.streams);
+        self.turns.push(Placed { message, began, followers, more, older, is_delivered, streams });
+        let Answer { status, at, fields, body } =
+            answer.unwrap_or(Answer { status: None, at: NO_ANSWER, fields: 0, body: 0 });
+        self.told.push(Told {
+            sent: Since::of(exchange.sent, began),
+            answered: Since::of(exchange.answered, began),
+            at,
+            fields,
+            body,
+            usage: facts.usage.map(narrow),
+            status,
             key,
             upstream,
-            more,
-            older,
+            outcome: facts.outcome,
+            attempts: exchange.attempts,
+            sends: turn.sends,
         });
+        // the memory of the next one is in no cache, and whoever writes to it would wait
+        prefetch_index(&self.turns, self.turns.len());
+        prefetch_index(&self.told, self.told.len());
     }
 
     pub(super) fn turn(&self, place: u16) -> Option<&Placed> {
@@ -308,25 +373,36 @@ impl Chapter {
         self.more.get_mut(usize::from(more))
     }
 
-    pub(super) fn key(&self, placed: &Placed) -> Option<&Arc<str>> {
-        listed(&self.keys, placed.key)
+    pub(super) fn told(&self, place: u16) -> Option<&Told> {
+        listed(&self.told, place)
     }
 
-    pub(super) fn facts(&self, placed: &Placed) -> (Facts, Exchange) {
-        let Placed { outcome, usage, attempts, sent, answered, .. } = *placed;
-        let mut facts = Facts { outcome, usage, ..Facts::default() };
+    pub(super) fn key(&self, told: &Told) -> Option<&Arc<str>> {
+        listed(&self.keys, told.key)
+    }
+
+    pub(super) fn facts(&self, placed: &Placed, told: &Told) -> (Facts, Exchange) {
+        let Told { outcome, usage, attempts, sent, answered, .. } = *told;
+        let mut facts = Facts { outcome, usage: usage.map(wide), ..Facts::default() };
+        let (sent, answered) = (sent.after(placed.began), answered.after(placed.began));
         if let Some(more) = self.more(placed) {
             (facts.queued, facts.first_event, facts.longest_gap) = (more.queued, more.first_event, more.longest_gap);
         }
-        let upstream = listed(&self.upstreams, placed.upstream).cloned();
+        let upstream = listed(&self.upstreams, told.upstream).cloned();
         (facts, Exchange { upstream, attempts, sent, answered })
+    }
+
+    /// Bytes of the answer of the turn there.
+    fn answered(&self, place: u16) -> u64 {
+        self.told(place).and_then(Told::answer).map_or(0, Answer::bytes)
     }
 
     /// One more follows the turn there. The bytes that are followed now and were not before.
     pub(super) fn entered(&mut self, place: u16) -> u64 {
         let Some(placed) = self.turns.get_mut(usize::from(place)) else { return 0 };
         placed.followers += 1;
-        let more = if placed.followers == 1 { placed.answer.map_or(0, Answer::bytes) } else { 0 };
+        let is_first = placed.followers == 1;
+        let more = if is_first { self.answered(place) } else { 0 };
         self.followed += more;
         more
     }
@@ -337,7 +413,7 @@ impl Chapter {
         placed.is_delivered |= has_all;
         let was_last = placed.followers == 1;
         placed.followers = placed.followers.saturating_sub(1);
-        let less = if was_last { placed.answer.map_or(0, Answer::bytes) } else { 0 };
+        let less = if was_last { self.answered(place) } else { 0 };
         self.followed -= less;
         less
     }

@@ -3,12 +3,20 @@
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
+use prefetch_index::prefetch_index;
 use smallvec::SmallVec;
 
 /// Bytes of one piece.
 pub(super) const PIECE: usize = 16 * 1024;
+/// Bytes that a processor fetches at once.
+pub(super) const LINE: usize = 64;
 /// So many pieces that were given back are written again: what the system gives anew it has to clear first.
 pub(super) const SPARE: usize = 64;
+
+/// Calls for `length` bytes of the memory that `list` has, from `at`.
+fn fetch(list: &[u8], at: usize, length: usize) {
+    (at..at + length).step_by(LINE).for_each(|at| prefetch_index(list, at));
+}
 
 /// Bytes one behind the other, written at the end and given back at the beginning.
 #[derive(Default)]
@@ -38,6 +46,16 @@ impl Tape {
                 self.pieces.push_back(std::mem::take(&mut self.last).freeze());
             }
             bytes = then;
+        }
+    }
+
+    /// Calls for the memory that the next `bytes` are written to: it was given back long ago and is in no cache, and
+    /// whoever writes to it would wait.
+    pub(super) fn fetch_next(&self, bytes: usize) {
+        let rest = PIECE - self.last.len();
+        fetch(&self.last, self.last.len(), bytes.min(rest));
+        if let Some(next) = self.spare.last().filter(|_| bytes > rest) {
+            fetch(next, 0, bytes - rest);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use super::tape::PIECE;
 use super::*;
+use crate::letta::reply::Usage;
+use crate::telemetry::turn::Outcome;
 use crate::turn::log::{Ended, Head};
 use crate::turn::marks::{Marks, Target};
 use crate::turn::shared::Beginning;
@@ -76,6 +78,29 @@ fn those_with_one_message_are_told_from_the_latest_on_and_no_others() {
         assert_eq!(lengths(&past, 1), [Some(5), Some(3), Some(1)]);
         assert_eq!((lengths(&past, 2), lengths(&past, 4)), (vec![Some(2)], vec![]));
     }
+}
+
+#[test]
+fn what_became_of_a_turn_is_told_as_it_was_when_it_ended() {
+    let mut past = Past::default();
+    let began = Instant::now();
+    let turn = turn(1, false, began);
+    let usage = Usage { prompt_tokens: 670, completion_tokens: 3, total_tokens: u64::MAX, step_count: 1 };
+    let after = |nanos| Some(began + Duration::from_nanos(nanos));
+    let exchange = Exchange { upstream: None, attempts: 2, sent: after(1), answered: after(7_200_000_000_001) };
+    turn.facts.answered(Outcome::Answered, Some(usage), &exchange);
+    past.push(&turn, whole(head(), b""), Instant::now(), &roomy());
+    let kept = past.kept(turn.log.number().unwrap()).unwrap();
+    assert_eq!((kept.facts.outcome, kept.exchange.attempts), (Some(Outcome::Answered), 2));
+    assert_eq!((kept.exchange.sent, kept.exchange.answered), (exchange.sent, exchange.answered));
+    let most = u32::MAX.into();
+    assert_eq!(kept.facts.usage, Some(Usage { total_tokens: most, ..usage }), "as many as there is room for");
+    assert_eq!(kept.answer.map(|answer| answer.body.len()), Some(0), "an answer without a body is one");
+}
+
+#[test]
+fn each_half_of_a_turn_fills_a_line_of_the_cache() {
+    assert_eq!([size_of::<chapter::Placed>(), size_of::<chapter::Told>()], [tape::LINE; 2]);
 }
 
 #[test]
@@ -418,7 +443,7 @@ fn where_there_is_little_room_chapters_are_short_and_none_is_cut_off_at_its_firs
     }
     let lengths: Vec<usize> = past.chapters.iter().map(|chapter| chapter.turns.len()).collect();
     let (_, full) = lengths.split_last().unwrap();
-    assert!(full.iter().all(|length| (100..200).contains(length)), "{lengths:?}");
+    assert!(full.iter().all(|length| (200..300).contains(length)), "{lengths:?}");
 }
 
 #[test]
