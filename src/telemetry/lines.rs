@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes that may wait for the writer.
 pub(super) const MOST: usize = 1 << 20;
-/// So many bytes end a rest early.
-const PLENTY: usize = MOST / 4;
+/// So many bytes end a rest early. Few enough that what is written to is in the cache still: more of them would drive
+/// what requests need out of it.
+const PLENTY: usize = MOST / 16;
 /// How long lines are gathered between two writes.
 const REST: Duration = Duration::from_millis(50);
 /// How long a writer that would block is left alone; only a descriptor somebody else made non-blocking ever does.

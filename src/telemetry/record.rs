@@ -150,7 +150,8 @@ impl Record {
         }
     }
 
-    /// One for an exchange with Letta that may outlive this request. It tells nothing by itself.
+    /// One for an exchange with Letta that may outlive this request. It tells nothing by itself, and has what the steps
+    /// below look at alone.
     pub fn apart(&self) -> Self {
         Self {
             sink: Arc::clone(&self.sink),
@@ -162,8 +163,8 @@ impl Record {
             version: self.version,
             route: self.route,
             path: None,
-            subject: self.subject.clone(),
-            key: self.key.clone(),
+            subject: None,
+            key: None,
             upstream: None,
             attempts: 0,
             status: 0,
@@ -328,7 +329,9 @@ impl Drop for Record {
         if let (Some(upstream), Some(took), Some(_)) = (&self.upstream, took.upstream, self.answered) {
             upstream.response.observe(took.as_secs_f64());
         }
-        metrics.request_bytes.inc_by(self.request_bytes);
+        if self.request_bytes > 0 {
+            metrics.request_bytes.inc_by(self.request_bytes);
+        }
         metrics.response_bytes.inc_by(self.response_bytes);
         self.sink.access.write(self, &took);
     }

@@ -5,6 +5,7 @@
 //! Facts: `letta/schemas/letta_request.py`, `server/rest_api/routers/v1/{agents,conversations,chat_completions}.py`.
 
 use std::borrow::Cow;
+use std::cell::RefCell;
 
 use sha2::{Digest, Sha256};
 
@@ -12,6 +13,9 @@ use super::json::{self, Json};
 use super::parts;
 use crate::letta::LONGEST_ID;
 use crate::letta::routes::Sends;
+
+/// Bytes of the memory that a thread keeps to encode messages in.
+const MOST_KEPT: usize = 16 * 1024;
 
 /// What is known of a send before Letta has it.
 #[derive(Debug, PartialEq, Eq)]
@@ -72,10 +76,8 @@ impl Sending {
             }
             fields.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         }
-        let mut encoded = Vec::with_capacity(body.len() + 512);
-        Json::Map(fields).encode(&mut encoded);
         let has_plain_otid = otids.has_plain;
-        let digest = Sha256::digest(&encoded).into();
+        let digest = digest(&Json::Map(fields));
         Self { agent, streams, background, otids: otids.digest(), has_plain_otid, is_unclear: false, digest }
     }
 
@@ -92,6 +94,21 @@ impl Sending {
             digest: Sha256::digest(body).into(),
         }
     }
+}
+
+thread_local! {
+    /// Where messages are encoded, one after the other.
+    static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+fn digest(message: &Json<'_>) -> [u8; 32] {
+    ENCODED.with_borrow_mut(|encoded| {
+        message.encode(encoded);
+        let digest = Sha256::digest(&*encoded).into();
+        encoded.clear();
+        encoded.shrink_to(MOST_KEPT);
+        digest
+    })
 }
 
 /// Whether any reader could take `body` for a JSON object.
