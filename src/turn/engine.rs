@@ -230,7 +230,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         tokio::select! {
             biased;
             done = work => done,
-            () = self.unfinished.turn.log.all_left() => Err(Error::ClientLeft),
+            () = self.unfinished.turn.log.given_up() => Err(Error::ClientLeft),
         }
     }
 

@@ -117,6 +117,8 @@ struct State {
     readers: SmallVec<[Option<Reader>; 1]>,
     /// Somebody has read it to its end.
     is_delivered: bool,
+    /// Its last reader left before Letta began with it, and it ends with that one. Nobody enters any more.
+    is_given_up: bool,
     /// Where it is packed. Nobody enters any more but the one whom a copy was made for.
     number: Option<Number>,
     /// The engine, if it waits for its readers.
@@ -266,6 +268,7 @@ impl Log {
             told_at: None,
             readers: SmallVec::new(),
             is_delivered: false,
+            is_given_up: false,
             number: None,
             engine: None,
             teller: None,
@@ -429,13 +432,22 @@ impl Log {
 
     /// Ready when nobody follows that might want more of it.
     pub(super) async fn all_left(&self) {
-        self.until(State::is_abandoned).await;
+        self.until(|state| state.is_abandoned()).await;
     }
 
-    async fn until(&self, is_so: impl Fn(&State) -> bool) {
+    /// The same for a turn that ends with its last follower: who would enter from then on begins another.
+    pub(super) async fn given_up(&self) {
+        self.until(|state| {
+            state.is_given_up |= state.is_abandoned();
+            state.is_given_up
+        })
+        .await;
+    }
+
+    async fn until(&self, is_so: impl Fn(&mut State) -> bool) {
         std::future::poll_fn(|cx| {
             let mut state = self.lock();
-            if is_so(&state) {
+            if is_so(&mut state) {
                 return Poll::Ready(());
             }
             state.engine = Some(cx.waker().clone());
@@ -515,7 +527,7 @@ impl Log {
 
     fn enter_as(&self, drives: bool) -> Option<usize> {
         let mut state = self.lock();
-        if !state.is_whole {
+        if !state.is_whole || state.is_given_up {
             return None;
         }
         let reader = Some(Reader { next: 0, read: 0, drives, waker: None });
@@ -548,6 +560,11 @@ impl Log {
     /// Nobody follows it, and nobody has got all of it.
     pub(super) fn is_abandoned(&self) -> bool {
         self.lock().is_abandoned()
+    }
+
+    /// It ends without having been sent.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.lock().is_given_up
     }
 
     pub(super) fn has_head(&self) -> bool {

@@ -108,9 +108,14 @@ impl Inner {
         self.past.supersede(&turn.newest(), turn.began);
     }
 
+    /// Those with this index that run, the latest last.
+    fn running(&self, index: &Index) -> impl DoubleEndedIterator<Item = &Arc<Turn>> {
+        self.by.get(index).into_iter().flatten().filter(|turn| !turn.log.is_given_up())
+    }
+
     /// The turn with this index that began last.
     fn newest(&self, index: &Index) -> Option<Known> {
-        let live = self.by.get(index).into_iter().flatten().map(|turn| (turn.began, Known::Live(Arc::clone(turn))));
+        let live = self.running(index).map(|turn| (turn.began, Known::Live(Arc::clone(turn))));
         let past = self.past.find(index).map(|(number, began)| (began, Known::Past(number)));
         live.chain(past).max_by_key(|(began, _)| *began).map(|(_, known)| known)
     }
@@ -132,8 +137,7 @@ impl Inner {
             return Ok(self.retried(&marks.message));
         }
         if dedupe == Dedupe::IdenticalInFlight {
-            let mut alike = self.by.get(&marks.message).into_iter().flatten().rev();
-            let running = alike.find(|turn| turn.log.phase() != Phase::Over);
+            let running = self.running(&marks.message).rev().find(|turn| turn.log.phase() != Phase::Over);
             return Ok(running.map(|turn| Known::Live(Arc::clone(turn))));
         }
         Ok(None)
@@ -142,7 +146,7 @@ impl Inner {
     /// The turn that an attempt after the first wants. Somebody who said the same twice has two turns, and each retry
     /// gets one that its client has left, if there is one; of several the one that began last.
     fn retried(&self, message: &Index) -> Option<Known> {
-        let live = self.by.get(message).into_iter().flatten().rev();
+        let live = self.running(message).rev();
         let live = live.map(|turn| (turn.log.is_abandoned(), turn.began, Known::Live(Arc::clone(turn))));
         let past = self.past.alike(message);
         let past = past.map(|(number, is_abandoned, began)| (is_abandoned, began, Known::Past(number)));
@@ -150,10 +154,13 @@ impl Inner {
         alike.max_by_key(|(is_abandoned, began, _)| (*is_abandoned, *began)).map(|(_, _, known)| known)
     }
 
-    /// One more follows it.
+    /// One more follows it. `None`: it is about to end without having been sent, and does not count.
     fn follow(&mut self, known: Known) -> Option<Repeated> {
         match known {
-            Known::Live(turn) => Some(Repeated { place: turn.log.enter(), turn }),
+            Known::Live(turn) => {
+                let place = turn.log.enter();
+                (place.is_some() || !turn.log.is_given_up()).then_some(Repeated { turn, place })
+            }
             Known::Past(number) => self.past.follow(number).map(|(turn, place)| Repeated { turn, place }),
         }
     }

@@ -112,6 +112,8 @@ impl Drop for Unfinished {
 mod tests {
     use std::time::Duration;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
     use crate::letta::routes::Sends;
     use crate::store::{self, Store};
@@ -164,6 +166,30 @@ mod tests {
         assert!(!turn.is_void() && matches!(head(&turn, place), Err(Error::Draining)));
         let again = desk.registry.claim(&self::turn(true), Dedupe::Repeats).unwrap().unwrap();
         assert!(matches!(head(&again.turn, again.place.unwrap()), Err(Error::Draining)));
+    }
+
+    #[test]
+    fn who_repeats_a_turn_as_its_last_client_leaves_begins_it_anew_and_gets_no_word_of_its_end() {
+        let (desk, waiting) = (desk(), turn(false));
+        let place = waiting.log.enter().unwrap();
+        assert!(desk.registry.claim(&waiting, Dedupe::Repeats).unwrap().is_none());
+        let joined = desk.registry.claim(&turn(true), Dedupe::Repeats).unwrap().unwrap();
+        waiting.log.leave(place);
+        assert!(waiting.log.given_up().now_or_never().is_none(), "somebody follows it still");
+        joined.turn.log.leave(joined.place.unwrap());
+        assert!(waiting.log.given_up().now_or_never().is_some());
+
+        // its engine has seen it, and has not yet said so
+        let again = turn(true);
+        again.log.enter().unwrap();
+        assert!(desk.registry.claim(&again, Dedupe::Repeats).unwrap().is_none());
+        let joins_it = || {
+            let joined = desk.registry.claim(&turn(true), Dedupe::Repeats).unwrap().unwrap();
+            Arc::ptr_eq(&joined.turn, &again)
+        };
+        assert!(joins_it());
+        Unfinished::new(&desk, &waiting).never_sent(Error::ClientLeft);
+        assert!(joins_it(), "the end of the one before takes nothing from it");
     }
 
     #[test]

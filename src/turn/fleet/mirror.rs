@@ -38,7 +38,7 @@ impl Fleet {
         tokio::select! {
             biased;
             mirrored = self.follow(theirs, turn) => mirrored,
-            () = turn.log.all_left() => Mirrored::Left,
+            () = turn.log.given_up() => Mirrored::Left,
         }
     }
 
