@@ -1,10 +1,11 @@
 //! The socket under hyper: it tells the connection's [`Progress`] what it reads and writes, puts bytes back that were
 //! read to choose the protocol, and closes so that the client can still read the last answer.
 
+use std::fmt;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::server::TlsStream;
@@ -92,24 +93,49 @@ macro_rules! transport {
     };
 }
 
+/// The client has closed its side while its request was under way: it does not wait for the answer.
+#[derive(Debug)]
+pub(super) struct ClientLeft;
+
+impl fmt::Display for ClientLeft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client left before it had its answer")
+    }
+}
+
+impl std::error::Error for ClientLeft {}
+
 /// What hyper reads and writes.
 pub(super) struct Wire<T> {
     transport: Transport<T>,
-    /// Bytes read to choose the protocol that hyper has not seen, from `at` to `len`.
+    /// Bytes read to choose the protocol, or ahead, that hyper has not seen, from `at` to `len`.
     prefix: [u8; PREFACE.len()],
     at: usize,
     len: usize,
     /// HTTP/2 only.
     frames: Option<Frames>,
     progress: Arc<Progress>,
+    /// `progress` as a waker.
+    bell: Waker,
+    wakes: Wakes,
     ended: bool,
     shut: bool,
 }
 
+/// Whom the socket wakes when there is something to be read: who asked last, and was told that there was nothing.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wakes {
+    Nobody,
+    /// It sees for itself that the client leaves.
+    Hyper,
+    Bell,
+}
+
 impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
     pub(super) fn new(transport: Transport<T>, progress: Arc<Progress>) -> Self {
-        let prefix = [0; PREFACE.len()];
-        Self { transport, prefix, at: 0, len: 0, frames: None, progress, ended: false, shut: false }
+        let (prefix, bell) = ([0; PREFACE.len()], Waker::from(Arc::clone(&progress)));
+        let (wakes, ended, shut) = (Wakes::Nobody, false, false);
+        Self { transport, prefix, at: 0, len: 0, frames: None, progress, bell, wakes, ended, shut }
     }
 
     /// Reads until it is certain whether the client speaks HTTP/2 without being asked (RFC 9113 §3.3). What was read
@@ -145,6 +171,34 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         self
     }
 
+    /// Reads ahead while a request is under way, to see its client leave: a little, which is kept for hyper. Most polls
+    /// have to do with the request, and not with the socket: only the bell tells that there may be something.
+    fn look_ahead(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let has_none = self.at == self.len && self.frames.is_none() && !self.ended && !self.shut;
+        if !has_none || !self.progress.has_requests() {
+            return Ok(());
+        }
+        match self.wakes {
+            Wakes::Bell if !self.progress.has_rung() => return Ok(()),
+            Wakes::Hyper => return Ok(()),
+            Wakes::Bell | Wakes::Nobody => {}
+        }
+        let Self { transport, prefix, bell, wakes, .. } = self;
+        let mut buf = ReadBuf::new(prefix);
+        let read = transport!(transport.poll_read(&mut Context::from_waker(bell), &mut buf));
+        *wakes = if read.is_pending() { Wakes::Bell } else { Wakes::Nobody };
+        let Poll::Ready(read) = read else { return Ok(()) };
+        (self.at, self.len) = (0, buf.filled().len());
+        read?;
+        if self.len == 0 {
+            self.ended = true;
+            return Err(io::Error::other(ClientLeft));
+        }
+        // of what came since hyper has read, it has heard nothing
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
     /// Tells of `bytes` just read.
     fn read(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
@@ -163,6 +217,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         let before = buf.filled().len();
+        this.wakes = Wakes::Nobody;
         let transport = &mut this.transport;
         if this.at < this.len {
             let prefix = this.prefix.get(this.at..this.len).unwrap_or_default();
@@ -175,7 +230,11 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
                 let _ = transport!(transport.poll_read(cx, buf));
             }
         } else {
-            ready!(transport!(transport.poll_read(cx, buf)))?;
+            let read = transport!(transport.poll_read(cx, buf));
+            if read.is_pending() {
+                this.wakes = Wakes::Hyper;
+            }
+            ready!(read)?;
         }
         this.read(buf.filled().get(before..).unwrap_or_default());
         Poll::Ready(Ok(()))
@@ -204,7 +263,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         }
     }
 
+    /// hyper flushes whenever it is polled, whether there is something to flush or not.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.look_ahead(cx)?;
         let transport = &mut self.transport;
         transport!(transport.poll_flush(cx))
     }

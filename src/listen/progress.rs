@@ -30,6 +30,7 @@ pub(super) struct Progress {
     idle: AtomicBool,
     asleep: AtomicBool,
     called: AtomicBool,
+    rung: AtomicBool,
     task: OnceLock<Waker>,
     /// When the client was told that the gateway drains.
     drained: OnceLock<Instant>,
@@ -145,6 +146,11 @@ impl Progress {
         InFlight(Arc::clone(self))
     }
 
+    /// A request is under way.
+    pub(super) fn has_requests(&self) -> bool {
+        self.begun.load(Ordering::Relaxed) != self.ended.load(Ordering::Relaxed)
+    }
+
     fn ended(&self) {
         self.ended.fetch_add(1, Ordering::Release);
     }
@@ -167,6 +173,11 @@ impl Progress {
         self.called.load(Ordering::Relaxed) && self.called.swap(false, Ordering::Acquire)
     }
 
+    /// Whether the bell has rung since this was last asked.
+    pub(super) fn has_rung(&self) -> bool {
+        self.rung.load(Ordering::Relaxed) && self.rung.swap(false, Ordering::Acquire)
+    }
+
     /// The task to wake when the watchdog is called from outside of it. A connection lives in one task, whose waker
     /// never changes.
     pub(super) fn belongs_to(&self, task: &Waker) {
@@ -174,14 +185,15 @@ impl Progress {
     }
 }
 
-/// The watchdog's own waker: timer and drain call the watchdog only, so that it costs nothing when the socket wakes
-/// the task.
+/// The bell: the watchdog's own waker, and the socket's while a request is under way. Timer and drain call the watchdog
+/// only, so that it costs nothing when the socket wakes the task.
 impl Wake for Progress {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
         self.called.store(true, Ordering::Release);
         if let Some(task) = self.task.get() {
             task.wake_by_ref();

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::io::ClientLeft;
+
 /// Why a connection ended badly.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reason {
@@ -95,6 +97,9 @@ impl Reason {
     }
 
     fn of_io(error: &io::Error) -> Option<Self> {
+        if error.get_ref().is_some_and(|error| error.is::<ClientLeft>()) {
+            return Some(Self::Incomplete);
+        }
         // a client that is gone when the goodbye is said
         (error.kind() != io::ErrorKind::NotConnected).then_some(Self::Io)
     }

@@ -37,8 +37,9 @@ impl Shape {
     fn new(limits: ConnectionLimits, tls: Option<Arc<ServerConfig>>) -> Self {
         let head = usize::try_from(limits.max_header_bytes).unwrap_or(HTTP1_BUFFER);
         let mut http1 = http1::Builder::new();
-        // No timer: hyper would set one a request. The watchdog has its work.
-        http1.half_close(false).max_header_size(head).max_buf_size(head.max(HTTP1_BUFFER));
+        // No timer: hyper would set one a request. The watchdog has its work. Half a close is none here, but it is the
+        // wire that sees it: hyper would read ahead for it, into 8 KiB of their own while the last have the head.
+        http1.half_close(true).max_header_size(head).max_buf_size(head.max(HTTP1_BUFFER));
         let handshakes =
             usize::try_from(limits.max_connections / 2).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS);
         Self { limits, tls, handshakes: Arc::new(Semaphore::new(handshakes)), http1 }

@@ -189,17 +189,41 @@ async fn upgrade_is_not_heard() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_client_that_leaves_cancels_its_request() {
-    let rig = Rig::plain();
-    let mut client = rig.connect();
-    client.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    while rig.served() == 0 {
-        tokio::task::yield_now().await;
+async fn what_comes_while_a_request_is_under_way_is_the_next_one_however_it_comes() {
+    let next = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 26\r\n\r\nabcdefghijklmnopqrstuvwxyz";
+    for pieces in [next.len(), 40, 24, 7, 1] {
+        let rig = Rig::plain();
+        let mut client = rig.connect();
+        client.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        rig.serves(1).await;
+        for piece in next.chunks(pieces) {
+            client.write_all(piece).await.unwrap();
+            // all that can be read is read before time goes on
+            sleep(Duration::from_millis(1)).await;
+        }
+        assert_eq!(rig.served(), 1, "one after the other");
+        rig.world.go.notify_one();
+        assert_eq!(read_response(&mut client).await.1, "waited");
+        assert_eq!(read_response(&mut client).await.1, "abcdefghijklmnopqrstuvwxyz", "in pieces of {pieces}");
     }
-    drop(client);
-    rig.all_let_go(TICK).await;
-    rig.all_over(TICK).await;
-    assert_eq!(rig.errors(), ["incomplete=1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_or_closes_its_side_cancels_its_request() {
+    for leaves in [true, false] {
+        let rig = Rig::plain();
+        let mut client = rig.connect();
+        client.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+        rig.serves(1).await;
+        if leaves {
+            drop(client);
+        } else {
+            client.shutdown().await.unwrap();
+        }
+        rig.all_let_go(TICK).await;
+        rig.all_over(TICK).await;
+        assert_eq!(rig.errors(), ["incomplete=1"]);
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -178,6 +178,13 @@ impl Rig {
         self.world.served.load(Ordering::SeqCst)
     }
 
+    /// Waits until so many requests have come to the service.
+    async fn serves(&self, requests: usize) {
+        while self.served() < requests {
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Waits until nothing the service began is alive; fails if that takes longer than `within`.
     async fn all_let_go(&self, within: Duration) {
         let all = async {

@@ -286,6 +286,27 @@ async fn a_session_resumes_by_its_ticket_even_after_a_reload() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn over_tls_too_what_comes_early_is_the_next_request_and_who_leaves_cancels_the_one_under_way() {
+    let mut authority = Authority::new();
+    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
+    let config = Arc::new(authority.client(&rustls::version::TLS13, &[]));
+    let mut stream = connect(&rig, &config, "a.test").await.unwrap();
+    let wait = b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n";
+    stream.write_all(wait).await.unwrap();
+    rig.serves(1).await;
+    stream.write_all(wait).await.unwrap();
+    tokio::time::sleep(TICK).await;
+    assert_eq!(rig.served(), 1, "one after the other");
+    rig.world.go.notify_one();
+    assert_eq!(read_response(&mut stream).await.1, "waited");
+    rig.serves(2).await;
+    stream.shutdown().await.unwrap();
+    rig.all_let_go(TICK).await;
+    rig.all_over(TICK).await;
+    assert_eq!(rig.errors(), ["incomplete=1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_over_tls_is_cut_off_too() {
     let mut authority = Authority::new();
     let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
