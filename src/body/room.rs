@@ -22,8 +22,11 @@ const LONGEST: u64 = 16 * 1024 * 1024;
 const ROOM: usize = 256 * 1024 * 1024;
 /// Bytes of one key's bodies held at once, so that no key takes the room from the others.
 const SHARE: usize = ROOM / 8;
-/// A body of no more bytes is not counted by its key: the usual message takes no lock.
+/// A body of no more bytes is not counted by its key.
 const SMALL: usize = 64 * 1024;
+/// One of no more bytes is not counted at all: it is smaller than the buffer it came in, of which each connection has
+/// one. The usual message takes no lock.
+const TINY: usize = 4 * 1024;
 
 pub struct Room {
     longest: u64,
@@ -91,14 +94,21 @@ impl Room {
 
     /// Room for the first `bytes` of a body.
     fn hold(&self, key: Option<&Arc<str>>, bytes: usize) -> Result<Held, Error> {
-        let mut held = Held { room: self.take(bytes)?, share: None };
-        self.count(&mut held, key)?;
+        let mut held = Held { bytes: 0, room: None, share: None };
+        self.hold_more(&mut held, key, bytes)?;
         Ok(held)
     }
 
     /// Room for `bytes` more of the body that has `held`.
     fn hold_more(&self, held: &mut Held, key: Option<&Arc<str>>, bytes: usize) -> Result<(), Error> {
-        held.room.merge(self.take(bytes)?);
+        held.bytes += bytes;
+        if held.bytes <= TINY {
+            return Ok(());
+        }
+        match &mut held.room {
+            Some(room) => room.merge(self.take(bytes)?),
+            none => *none = Some(self.take(held.bytes)?),
+        }
         self.count(held, key)
     }
 
@@ -111,7 +121,7 @@ impl Room {
 
     /// Counts what is held by its key too, once it is no small body's.
     fn count(&self, held: &mut Held, key: Option<&Arc<str>>) -> Result<(), Error> {
-        let bytes = held.room.num_permits();
+        let bytes = held.bytes;
         if bytes <= SMALL {
             return Ok(());
         }
@@ -122,7 +132,9 @@ impl Room {
 
 /// The place of a body: given back when it is dropped.
 pub struct Held {
-    room: OwnedSemaphorePermit,
+    bytes: usize,
+    /// None: it is tiny.
+    room: Option<OwnedSemaphorePermit>,
     /// Boxed: most bodies have none.
     share: Option<Box<Share>>,
 }
@@ -218,17 +230,23 @@ mod tests {
         let (room, a) = (room(), "a".into());
         let (body, mut client) = posted("transfer-encoding: chunked").await;
         let reading = room.read(Some(&a), body);
+        let (pieces, left) = (["a", "b", "c"].map(|letter| letter.repeat(TINY)), || room.room.available_permits());
         let writing = async {
-            for piece in ["3\r\nabc\r\n", "4\r\ndefg\r\n", "1\r\nh\r\n0\r\n\r\n"] {
-                tokio::task::yield_now().await;
-                client.write_all(piece.as_bytes()).await.unwrap();
+            for (piece, counted) in pieces.iter().zip([0, 0, 2 * TINY]) {
+                // the one before has been read
+                while left() != ROOM - counted {
+                    tokio::task::yield_now().await;
+                }
+                client.write_all(format!("{TINY:x}\r\n{piece}\r\n").as_bytes()).await.unwrap();
             }
+            client.write_all(b"0\r\n\r\n").await.unwrap();
         };
         let (read, ()) = tokio::join!(reading, writing);
         let (bytes, held) = read.unwrap();
-        assert_eq!((&*bytes, room.room.available_permits()), (&b"abcdefgh"[..], ROOM - 8));
+        assert!(bytes == pieces.concat());
+        assert_eq!(left(), ROOM - 3 * TINY);
         drop(held);
-        assert_eq!(room.room.available_permits(), ROOM);
+        assert_eq!(left(), ROOM);
     }
 
     #[tokio::test]
@@ -252,7 +270,8 @@ mod tests {
         for n in 0..16 {
             held.push(read(&room, Some(&n.to_string().into()), 16 * MIB).await.unwrap());
         }
-        assert!(matches!(read(&room, Some(&"16".into()), 1).await, Err(Error::Overloaded { .. })));
+        assert!(matches!(read(&room, Some(&"16".into()), TINY + 1).await, Err(Error::Overloaded { .. })));
+        assert!(read(&room, Some(&"16".into()), TINY).await.is_ok(), "it takes no more than it does already");
         held.clear();
         assert!(room.shares.lock().unwrap().is_empty());
         assert_eq!(room.room.available_permits(), ROOM);

@@ -5,6 +5,7 @@
 
 mod kept;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
@@ -95,6 +96,8 @@ pub(super) struct Log {
     state: Mutex<State>,
     /// Bytes that are kept whole at most.
     max: u64,
+    /// There is a head, or none will come: whoever drives the turn asks whenever it is polled.
+    has_head: AtomicBool,
 }
 
 struct State {
@@ -273,7 +276,7 @@ impl Log {
             engine: None,
             teller: None,
         };
-        Self { state: Mutex::new(state), max: max as u64 }
+        Self { state: Mutex::new(state), max: max as u64, has_head: AtomicBool::new(false) }
     }
 
     /// A log that was packed as `number`, to be read again.
@@ -304,6 +307,7 @@ impl Log {
         state.ended = Some(broken.map_or(Ended::Whole, Ended::again));
         state.is_delivered = is_delivered;
         drop(state);
+        log.has_head.store(true, Ordering::Release);
         log
     }
 
@@ -317,6 +321,7 @@ impl Log {
         keep: impl FnOnce(Said<'_>) -> Option<Kept>,
     ) -> (Packed<Kept>, Option<Whole>) {
         let mut state = self.lock();
+        self.has_head.store(true, Ordering::Release);
         let state = &mut *state;
         state.number = Some(number);
         let (ended, given) = match ending {
@@ -378,6 +383,7 @@ impl Log {
     /// `length`: the answer's, if it is known.
     pub(super) fn begin(&self, head: Head, length: Option<u64>) {
         let mut state = self.lock();
+        self.has_head.store(true, Ordering::Release);
         state.head = Some(KeptHead::of(&head));
         state.fresh = (!state.is_left()).then(|| Box::new(head));
         state.told_at = length;
@@ -399,12 +405,15 @@ impl Log {
     /// The whole answer at once. `is_known_to_all`: other gateways are told of it, so its head is asked for again.
     pub(super) fn fill(&self, answer: Whole, is_known_to_all: bool) {
         let mut state = self.lock();
+        self.has_head.store(true, Ordering::Release);
         state.fill(answer, is_known_to_all, self.max);
         state.wake_readers();
     }
 
     pub(super) fn end(&self, ended: Ended) {
-        self.lock().end(ended);
+        let mut state = self.lock();
+        self.has_head.store(true, Ordering::Release);
+        state.end(ended);
     }
 
     /// What comes now adds nothing: the stream has said how it ends.
@@ -568,8 +577,7 @@ impl Log {
     }
 
     pub(super) fn has_head(&self) -> bool {
-        let state = self.lock();
-        state.head.is_some() || state.fresh.is_some() || state.ended.is_some()
+        self.has_head.load(Ordering::Acquire)
     }
 
     /// Whoever has read so far has lost nothing by leaving.
