@@ -316,18 +316,18 @@ impl Drop for Record {
                 until.saturating_duration_since(sent)
             }),
         };
-        route.duration.observe(took.duration.as_secs_f64());
+        route.duration.observe(took.duration);
         if let Some(to_first_byte) = took.to_first_byte {
-            route.time_to_first_byte.observe(to_first_byte.as_secs_f64());
+            route.time_to_first_byte.observe(to_first_byte);
         }
         if let Some(overhead) = took.overhead {
-            metrics.overhead.observe(overhead.as_secs_f64());
+            metrics.overhead.observe(overhead);
         }
         if let Some(requests) = self.key.as_ref().and_then(|key| key.requests(self.status)) {
             requests.inc();
         }
         if let (Some(upstream), Some(took), Some(_)) = (&self.upstream, took.upstream, self.answered) {
-            upstream.response.observe(took.as_secs_f64());
+            upstream.response.observe(took);
         }
         if self.request_bytes > 0 {
             metrics.request_bytes.inc_by(self.request_bytes);

@@ -238,7 +238,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let Some(bounds) = self.unfinished.desk.settings.lane else { return Ok(None) };
         let Desk { lanes, fleet, .. } = &*self.unfinished.desk;
         if let Some(lane) = lanes.enter_free(&self.unfinished.turn, bounds, fleet.as_ref()) {
-            self.unfinished.desk.metrics.turns.queue.observe(0.0);
+            self.unfinished.desk.metrics.turns.queue.observe(Duration::ZERO);
             return Ok(Some(lane));
         }
         self.message.pack();
@@ -253,7 +253,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             self.unfinished.turn.facts.set(|facts| facts.queued = queued);
         }
         if lane.is_ok() {
-            self.unfinished.desk.metrics.turns.queue.observe(queued.as_secs_f64());
+            self.unfinished.desk.metrics.turns.queue.observe(queued);
         }
         lane.map(Some)
     }

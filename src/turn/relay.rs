@@ -170,12 +170,12 @@ impl Relay<'_> {
         match last.replace(now) {
             None => {
                 let after = now.saturating_duration_since(self.sent);
-                self.desk.metrics.turns.first_event.observe(after.as_secs_f64());
+                self.desk.metrics.turns.first_event.observe(after);
                 self.turn.facts.set(|facts| facts.first_event = Some(after));
             }
             Some(before) => {
                 let gap = now.saturating_duration_since(before);
-                self.desk.metrics.turns.gap.observe(gap.as_secs_f64());
+                self.desk.metrics.turns.gap.observe(gap);
                 self.turn.facts.set(|facts| facts.longest_gap = facts.longest_gap.max(Some(gap)));
             }
         }

@@ -71,7 +71,7 @@ impl Unfinished {
             metrics.used(usage);
         }
         let took = now.saturating_duration_since(self.turn.began).saturating_sub(facts.queued);
-        metrics.duration.observe(took.as_secs_f64());
+        metrics.duration.observe(took);
     }
 
     /// The turn ends `now`, and can be repeated from then on.

@@ -4,10 +4,9 @@
 //! upstream ids, listeners; never a path, an agent or anything else a client can make up.
 
 use prometheus::core::Collector;
-use prometheus::{
-    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry,
-};
+use prometheus::{Gauge, GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
+
+use super::times::{Times, TimesVec, times};
 
 /// Upper bounds of request durations, in seconds: a cached answer takes under 1 ms, a turn may take ten minutes.
 const DURATION: &[f64] =
@@ -23,9 +22,9 @@ pub(super) struct Families {
     pub(super) registry: Registry,
     pub(super) build_info: IntGaugeVec,
     pub(super) requests: IntCounterVec,
-    pub(super) durations: HistogramVec,
-    pub(super) first_bytes: HistogramVec,
-    pub(super) overhead: Histogram,
+    pub(super) durations: TimesVec,
+    pub(super) first_bytes: TimesVec,
+    pub(super) overhead: Times,
     pub(super) in_flight: IntGauge,
     pub(super) request_bytes: IntCounter,
     pub(super) response_bytes: IntCounter,
@@ -38,7 +37,7 @@ pub(super) struct Families {
     pub(super) limit_without_store: IntCounterVec,
     pub(super) limit_gateways: IntGauge,
     pub(super) upstream_requests: IntCounterVec,
-    pub(super) upstream_responses: HistogramVec,
+    pub(super) upstream_responses: TimesVec,
     pub(super) upstream_healthy: IntGaugeVec,
     pub(super) upstream_in_flight: IntGaugeVec,
     pub(super) upstream_connections: IntGaugeVec,
@@ -50,7 +49,7 @@ pub(super) struct Families {
     pub(super) cache_bytes: IntGauge,
     pub(super) redis_up: IntGaugeVec,
     pub(super) redis_errors: IntCounterVec,
-    pub(super) redis_duration: Histogram,
+    pub(super) redis_duration: Times,
     pub(super) turns: IntCounterVec,
     pub(super) turns_running: IntGauge,
     pub(super) turns_waiting: IntGauge,
@@ -59,10 +58,10 @@ pub(super) struct Families {
     pub(super) turns_kept: IntGauge,
     pub(super) turn_log_bytes: IntGauge,
     pub(super) turn_repeats: IntCounterVec,
-    pub(super) turn_queue: Histogram,
-    pub(super) turn_durations: Histogram,
-    pub(super) turn_first_events: Histogram,
-    pub(super) turn_gaps: Histogram,
+    pub(super) turn_queue: Times,
+    pub(super) turn_durations: Times,
+    pub(super) turn_first_events: Times,
+    pub(super) turn_gaps: Times,
     pub(super) turn_tokens: IntCounterVec,
     pub(super) turn_steps: IntCounter,
     pub(super) lane_refusals: IntCounterVec,
@@ -177,12 +176,12 @@ fn float_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) ->
     made(registry, GaugeVec::new(opts(name, help), labels))
 }
 
-fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
-    made(registry, Histogram::with_opts(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec())))
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &'static [f64]) -> Times {
+    histograms(registry, name, help, &[], buckets).with_label_values::<&str>(&[])
 }
 
-fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &[f64]) -> HistogramVec {
-    made(registry, HistogramVec::new(HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec()), labels))
+fn histograms(registry: &Registry, name: &str, help: &str, labels: &[&str], buckets: &'static [f64]) -> TimesVec {
+    made(registry, times(opts(name, help), labels, buckets))
 }
 
 #[expect(clippy::unwrap_used, reason = "names, labels and buckets are constants of this file; every test makes them")]

@@ -3,9 +3,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use super::families::Families;
+use super::times::Times;
 
 /// One counter for each status class.
 pub(super) struct Classes([IntCounter; 6]);
@@ -30,8 +31,8 @@ impl Classes {
 /// Handles of one route.
 pub struct RouteMetrics {
     requests: Classes,
-    pub duration: Histogram,
-    pub time_to_first_byte: Histogram,
+    pub duration: Times,
+    pub time_to_first_byte: Times,
 }
 
 impl RouteMetrics {
@@ -53,7 +54,7 @@ pub struct UpstreamMetrics {
     pub id: Box<str>,
     requests: Classes,
     /// From a request handed to the replica to the head of its response.
-    pub response: Histogram,
+    pub response: Times,
     /// 1 healthy, 0 ejected or failing its checks.
     pub healthy: IntGauge,
     pub in_flight: IntGauge,

@@ -7,13 +7,14 @@ mod families;
 mod handles;
 mod keys;
 mod link;
+mod times;
 mod turns;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use prometheus::{Encoder, Gauge, Histogram, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{Encoder, Gauge, IntCounter, IntGauge, Registry, TextEncoder};
 
 use crate::error::Cause;
 use crate::letta::routes::{ROUTES, Route};
@@ -22,6 +23,7 @@ pub use handles::{CacheResult, Gauged, ListenerMetrics, RouteMetrics, UpstreamMe
 use keys::KeyFamilies;
 pub use keys::{Decision, KeyMetrics};
 pub use link::{LinkUp, RedisLink};
+pub use times::Times;
 pub use turns::TurnMetrics;
 
 /// The media type of [`Metrics::encode`].
@@ -36,7 +38,7 @@ const COMMIT: &str = match option_env!("LETTA_GATEWAY_COMMIT") {
 /// All metrics of one gateway process; survives reloads.
 pub struct Metrics {
     families: Families,
-    pub overhead: Histogram,
+    pub overhead: Times,
     pub in_flight: IntGauge,
     pub response_bytes: IntCounter,
     pub request_bytes: IntCounter,
@@ -45,7 +47,7 @@ pub struct Metrics {
     pub cache_bytes: IntGauge,
     /// Gateways alive, this one included.
     pub limit_gateways: IntGauge,
-    pub redis_duration: Histogram,
+    pub redis_duration: Times,
     pub config_loaded: Gauge,
     pub log_dropped: IntCounter,
     pub turns: TurnMetrics,
@@ -203,7 +205,7 @@ impl Metrics {
     }
 
     pub fn redis_reply(&self, after: Duration) {
-        self.redis_duration.observe(after.as_secs_f64());
+        self.redis_duration.observe(after);
     }
 
     /// `ends`: Unix time, seconds.

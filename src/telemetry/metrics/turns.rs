@@ -1,8 +1,9 @@
 //! Handles of what is told of turns.
 
-use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge};
+use prometheus::{IntCounter, IntCounterVec, IntGauge};
 
 use super::families::Families;
+use super::times::Times;
 use crate::letta::reply::Usage;
 
 /// Handles of the turns of one gateway.
@@ -16,10 +17,10 @@ pub struct TurnMetrics {
     pub kept: IntGauge,
     pub log_bytes: IntGauge,
     repeats: IntCounterVec,
-    pub queue: Histogram,
-    pub duration: Histogram,
-    pub first_event: Histogram,
-    pub gap: Histogram,
+    pub queue: Times,
+    pub duration: Times,
+    pub first_event: Times,
+    pub gap: Times,
     prompt_tokens: IntCounter,
     completion_tokens: IntCounter,
     steps: IntCounter,
