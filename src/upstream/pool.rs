@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use http::Response;
 use hyper::body::Incoming;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout};
 
 use super::connection::{Connection, Unanswered};
@@ -23,17 +23,32 @@ pub struct Pool {
     /// The latest given back last.
     idle: Mutex<Vec<Connection>>,
     /// As many as there may be in use at once.
-    slots: Arc<Semaphore>,
+    slots: Semaphore,
     metrics: Arc<UpstreamMetrics>,
 }
 
 /// A connection in use; closed when dropped, unless it is given back first.
 pub(super) struct Lease {
     connection: Connection,
-    pool: Arc<Pool>,
+    slot: Slot,
     /// It has been used before, and may have been closed since.
     pub(super) was_parked: bool,
-    _slot: OwnedSemaphorePermit,
+}
+
+/// One of the connections that may be in use at once; given back when dropped.
+struct Slot(Arc<Pool>);
+
+impl Slot {
+    fn of(pool: &Arc<Pool>, permit: SemaphorePermit<'_>) -> Self {
+        permit.forget();
+        Self(Arc::clone(pool))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.slots.add_permits(1);
+    }
 }
 
 impl Pool {
@@ -44,7 +59,7 @@ impl Pool {
             settings: settings.pool.clone(),
             timeouts: settings.timeouts.clone(),
             idle: Mutex::default(),
-            slots: Arc::new(Semaphore::new(slots)),
+            slots: Semaphore::new(slots),
             metrics: Arc::clone(&endpoint.metrics),
         }
     }
@@ -56,18 +71,17 @@ impl Pool {
 
     /// The latest used connection, if there is one that may be open `now` and nobody has to be waited for.
     pub(super) fn parked(self: &Arc<Self>, now: Instant) -> Option<Lease> {
-        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
-        let connection = self.take(now)?;
-        Some(Lease { connection, pool: Arc::clone(self), was_parked: true, _slot: slot })
+        let slot = Slot::of(self, self.slots.try_acquire().ok()?);
+        Some(Lease { connection: self.take(now)?, slot, was_parked: true })
     }
 
     /// The latest used connection that may be open, or a new one. `fresh`: a new one.
     pub(super) async fn lease(self: &Arc<Self>, fresh: bool) -> Result<Lease, Error> {
-        let waiting = timeout(self.settings.max_wait, Arc::clone(&self.slots).acquire_owned());
-        let Ok(Ok(slot)) = waiting.await else {
+        let Ok(Ok(permit)) = timeout(self.settings.max_wait, self.slots.acquire()).await else {
             return Err(Error::UpstreamBusy { upstream: self.authority.to_string() });
         };
-        let lease = |connection, was_parked| Lease { connection, pool: Arc::clone(self), was_parked, _slot: slot };
+        let slot = Slot::of(self, permit);
+        let lease = |connection, was_parked| Lease { connection, slot, was_parked };
         if !fresh && let Some(connection) = self.take(Instant::now()) {
             return Ok(lease(connection, true));
         }
@@ -111,7 +125,7 @@ impl Lease {
 
     /// The replica's `host:port`.
     pub(super) fn authority(&self) -> &str {
-        &self.pool.authority
+        &self.slot.0.authority
     }
 
     pub(super) fn connection(&mut self) -> &mut Connection {
@@ -120,10 +134,10 @@ impl Lease {
 
     /// Gives the connection back `now`, if it can take another request.
     pub(super) fn give_back(self, now: Instant) {
-        let Self { mut connection, pool, _slot, .. } = self;
+        let Self { mut connection, slot, .. } = self;
         if connection.is_ready() {
             connection.parked = now;
-            pool.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+            slot.0.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
     }
 }
