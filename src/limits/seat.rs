@@ -15,7 +15,7 @@ use crate::telemetry::metrics::{Decision, KeyMetrics};
 pub struct Seat(Kind);
 
 enum Kind {
-    /// A place and nothing else: of a request that starts no turn.
+    /// A place and nothing else: of a request that starts no turn, or of a key without budgets.
     Plain(Permit),
     /// There may be none, or a budget may have nothing left; what that means is seen when it is taken.
     Conditional {

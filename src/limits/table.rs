@@ -141,7 +141,10 @@ impl Limits {
         }
         let place = place.map(|place| allowance.seated(account, place));
         let place = match place {
-            Some(place) if !asking.starts_turn && spent.is_none() => return Ok((Seat::plain(place), told)),
+            // nothing is charged to it, and nothing refuses it later
+            Some(place) if spent.is_none() && (!asking.starts_turn || terms.budgets.is_empty()) => {
+                return Ok((Seat::plain(place), told));
+            }
             place => place,
         };
         let account = Arc::clone(account);

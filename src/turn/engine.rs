@@ -15,9 +15,10 @@ use tokio::time::{Instant, sleep};
 use super::aftermath::Aftermath;
 use super::conflict::{self, Conflict};
 use super::fleet::{Claimed, Fleet, Mirrored, Standing};
+use super::follow::Given;
 use super::inquiry::Inquiry;
 use super::lane;
-use super::log::{Ended, Head, Phase, Whole};
+use super::log::{Ended, Head, Phase};
 use super::message::Message;
 use super::relay::{self, Answered, Relay, Relayed, is_stream};
 use super::step::Desk;
@@ -80,7 +81,7 @@ enum Worked {
 impl<B: Handle<Dispatch> + 'static> Engine<B> {
     /// Works until the turn is over. What comes of it is the answer, where whoever drives the turn can be given it by
     /// hand. Boxed: a future holds what it is called with twice.
-    pub(super) async fn run(mut self: Box<Self>) -> Option<Whole> {
+    pub(super) async fn run(mut self: Box<Self>) -> Option<Given> {
         let (lane, _standing) = match self.prepare().await {
             Ok(Prepared::Ready(lane, standing)) => (lane, standing),
             Ok(Prepared::Followed(ended)) => {

@@ -79,8 +79,15 @@ impl Drop for Follower {
     }
 }
 
+/// A whole answer, given by hand to the client that drives its turn.
+pub(super) struct Given {
+    pub answer: Whole,
+    /// How long the turn waited for its lane.
+    pub queued: Duration,
+}
+
 /// The work on a turn. It gives the answer back where whoever drives it can be given that by hand.
-pub(super) type Work = Pin<Box<dyn Future<Output = Option<Whole>> + Send>>;
+pub(super) type Work = Pin<Box<dyn Future<Output = Option<Given>> + Send>>;
 
 /// An engine that is driven by the task of the client it works for, until that leaves: then it gets a task of its own.
 pub(super) struct Driven<'a> {
@@ -89,20 +96,14 @@ pub(super) struct Driven<'a> {
     tasks: &'a TaskTracker,
 }
 
-/// What the client that drove a turn gets of it.
-pub(super) enum Answer {
-    Whole(Whole),
-    /// The rest is in the log.
-    Head(Head),
-}
-
 impl<'a> Driven<'a> {
     pub(super) fn new(work: Work, turn: Arc<Turn>, tasks: &'a TaskTracker) -> Self {
         Self { work: Some(work), turn, tasks }
     }
 
-    /// The answer, or its head; once that is there the engine goes on by itself.
-    pub(super) async fn answer(mut self, follower: &mut Follower) -> Result<Answer, Error> {
+    /// The whole answer, if it is given by hand. `None`: there is a head in the log, or none will come, and the engine goes
+    /// on by itself.
+    pub(super) async fn answer(mut self, follower: &mut Follower) -> Option<Given> {
         let given = std::future::poll_fn(|cx| {
             let Some(work) = &mut self.work else { return Poll::Ready(None) };
             if let Poll::Ready(given) = work.as_mut().poll(cx) {
@@ -112,12 +113,8 @@ impl<'a> Driven<'a> {
             if self.turn.log.has_head() { Poll::Ready(None) } else { Poll::Pending }
         })
         .await;
-        if let Some(whole) = given {
-            follower.has_left = true;
-            return Ok(Answer::Whole(whole));
-        }
-        drop(self);
-        follower.head().await.map(Answer::Head)
+        follower.has_left = given.is_some();
+        given
     }
 }
 

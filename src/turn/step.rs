@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::engine::Engine;
 use super::fleet::{Fleet, Mirrored};
-use super::follow::{Answer, Driven, Follower, Following, Keepalive};
+use super::follow::{Driven, Follower, Following, Given, Keepalive};
 use super::lane::Lanes;
 use super::log::{Ended, Head, Phase, Whole};
 use super::marks::{Marks, Target};
@@ -157,24 +157,24 @@ impl Turns {
             Sent::NoTurn(parts, seat) => Box::pin(pass(parts, seat, record, below)).await,
             Sent::Known(repeated) => Box::pin(self.repeat(repeated, record)).await,
             Sent::Stream(follower) => self.stream(follower, record).await,
-            Sent::Begun(driven, mut follower) => {
-                let answer = driven.answer(&mut follower).await;
-                record.queued = follower.turn().facts.now().queued;
-                Ok(match answer? {
-                    Answer::Whole(Whole { head, body }) => {
-                        let (response, exchange) = with_head(head, Part::Started, record.queued);
-                        record.adopt(exchange);
-                        response.map(|_| Body::whole(body))
-                    }
-                    Answer::Head(head) => {
-                        let turn = follower.turn();
-                        let part = turn.part();
-                        record.turn = Some((part, SharedFacts::of(turn)));
-                        record.adopt(head.exchange.clone());
-                        self.response(head, follower, part, 0)
-                    }
-                })
-            }
+            Sent::Begun(driven, mut follower) => match driven.answer(&mut follower).await {
+                Some(Given { answer: Whole { head, body }, queued }) => {
+                    record.queued = queued;
+                    let (response, exchange) = with_head(head, Part::Started, queued);
+                    record.adopt(exchange);
+                    Ok(response.map(|_| Body::whole(body)))
+                }
+                None => {
+                    let head = follower.head().await;
+                    let turn = follower.turn();
+                    record.queued = turn.facts.now().queued;
+                    let head = head?;
+                    let part = turn.part();
+                    record.turn = Some((part, SharedFacts::of(turn)));
+                    record.adopt(head.exchange.clone());
+                    Ok(self.response(head, follower, part, 0))
+                }
+            },
         }
     }
 

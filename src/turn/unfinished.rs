@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use tokio::time::Instant;
 
+use super::follow::Given;
 use super::log::{Ended, Ending, Phase, Whole};
 use super::relay::Answered;
 use super::shared::Turn;
@@ -24,7 +25,7 @@ impl Unfinished {
     }
 
     /// The answer was all there at once. It is given back where the only one who follows drives the turn.
-    pub(super) fn answered(&mut self, answered: Answered) -> Option<Whole> {
+    pub(super) fn answered(&mut self, answered: Answered) -> Option<Given> {
         let Answered { answer, outcome, usage } = answered;
         let turn = &self.turn;
         let facts = turn.facts.answered(outcome, usage, &answer.head.exchange);
@@ -36,7 +37,8 @@ impl Unfinished {
             self.forget(Ended::Whole);
             return None;
         }
-        self.end(Ending::Whole { answer, is_known_to_all }, now)
+        let answer = self.end(Ending::Whole { answer, is_known_to_all }, now)?;
+        Some(Given { answer, queued: facts.queued })
     }
 
     /// The answer is in the log, as far as there is one.
