@@ -91,7 +91,6 @@ impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
         if let Some(user) = key.as_ref().and_then(|key| key.letta_user.as_ref()) {
             request.headers_mut().insert(USER_ID, user.header.clone());
         }
-        *request.version_mut() = Version::HTTP_11;
         // an upgrade would be one to hyper's client too
         request.extensions_mut().clear();
         record.request_bytes = request.body().size_hint().exact().unwrap_or(0);
@@ -102,6 +101,7 @@ impl<Next: Handle<Outbound>> Step<Dispatch, Next> for Hygiene {
             Some(watched) => Box::pin(self.watch.look(&mut request, watched, key.as_deref())).await?,
             None => None,
         };
+        *request.version_mut() = Version::HTTP_11;
         let host = request.headers().get(HOST).cloned();
         if host.is_none() {
             // HTTP/1.0 may leave it out, HTTP/1.1 to the replica may not

@@ -183,6 +183,7 @@ impl RequestBody {
         match self.0 {
             // `read` takes this one whole before it asks for more
             Content::Whole(rest) => Self::whole([prefix, rest].concat().into()),
+            Content::Coming(coming) if coming.is_over() => Self::whole(prefix),
             Content::Coming(mut coming) => {
                 coming.taken = coming.taken.saturating_sub(prefix.len() as u64);
                 coming.read = match coming.read.is_empty() {

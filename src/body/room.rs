@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::Version;
 use http_body::Body as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -18,14 +19,14 @@ use crate::error::Error;
 
 /// Bytes of one body at most.
 const LONGEST: u64 = 16 * 1024 * 1024;
-/// Bytes of all bodies held at once.
+/// Bytes of all bodies held at once, tiny ones apart.
 const ROOM: usize = 256 * 1024 * 1024;
 /// Bytes of one key's bodies held at once, so that no key takes the room from the others.
 const SHARE: usize = ROOM / 8;
 /// A body of no more bytes is not counted by its key.
 const SMALL: usize = 64 * 1024;
-/// One of no more bytes is not counted at all: it is smaller than the buffer it came in, of which each connection has
-/// one. The usual message takes no lock.
+/// One of no more bytes that came over HTTP/1 is not counted at all: it is smaller than the buffer it came in, of which
+/// each connection has one. The usual message takes no lock.
 const TINY: usize = 4 * 1024;
 
 pub struct Room {
@@ -47,17 +48,23 @@ impl Room {
     }
 
     /// The whole of `body`, which is of `key`, if of any. What comes with it counts its bytes until it is dropped.
-    pub async fn read(&self, key: Option<&Arc<str>>, mut body: RequestBody) -> Result<(Bytes, Held), Error> {
+    pub async fn read(
+        &self,
+        key: Option<&Arc<str>>,
+        version: Version,
+        mut body: RequestBody,
+    ) -> Result<(Bytes, Held), Error> {
+        let free = if version < Version::HTTP_2 { TINY } else { 0 };
         if body.size_hint().lower() > self.longest {
             return Err(Error::BodyTooLarge { limit: self.longest });
         }
         match poll_fn(|cx| Poll::Ready(body.poll_data(cx))).await {
             Poll::Ready(Some(Ok(first))) if body.is_end_stream() && first.len() as u64 <= self.longest => {
-                let held = self.hold(key, first.len())?;
+                let held = self.hold(key, first.len(), free)?;
                 Ok((first, held))
             }
             // boxed: most bodies have come with their heads, and theirs must not be the larger future
-            first => Box::pin(within(self.patience, pin!(self.read_on(key, first, body)))).await,
+            first => Box::pin(within(self.patience, pin!(self.read_on(key, free, first, body)))).await,
         }
     }
 
@@ -65,6 +72,7 @@ impl Room {
     async fn read_on(
         &self,
         key: Option<&Arc<str>>,
+        free: usize,
         first: Poll<Option<Result<Bytes, Error>>>,
         mut body: RequestBody,
     ) -> Result<(Bytes, Held), Error> {
@@ -77,7 +85,7 @@ impl Room {
         if first.len() as u64 > self.longest {
             return Err(too_large);
         }
-        let mut held = self.hold(key, first.len())?;
+        let mut held = self.hold(key, first.len(), free)?;
         if body.is_end_stream() {
             return Ok((first, held));
         }
@@ -92,9 +100,9 @@ impl Room {
         Ok((read.freeze(), held))
     }
 
-    /// Room for the first `bytes` of a body.
-    fn hold(&self, key: Option<&Arc<str>>, bytes: usize) -> Result<Held, Error> {
-        let mut held = Held { bytes: 0, room: None, share: None };
+    /// Room for the first `bytes` of a body; if it has no more than are `free`, it needs none.
+    fn hold(&self, key: Option<&Arc<str>>, bytes: usize, free: usize) -> Result<Held, Error> {
+        let mut held = Held { bytes: 0, free, room: None, share: None };
         self.hold_more(&mut held, key, bytes)?;
         Ok(held)
     }
@@ -102,7 +110,7 @@ impl Room {
     /// Room for `bytes` more of the body that has `held`.
     fn hold_more(&self, held: &mut Held, key: Option<&Arc<str>>, bytes: usize) -> Result<(), Error> {
         held.bytes += bytes;
-        if held.bytes <= TINY {
+        if held.bytes <= held.free {
             return Ok(());
         }
         match &mut held.room {
@@ -133,7 +141,8 @@ impl Room {
 /// The place of a body: given back when it is dropped.
 pub struct Held {
     bytes: usize,
-    /// None: it is tiny.
+    free: usize,
+    /// None: it has no more bytes than are free.
     room: Option<OwnedSemaphorePermit>,
     /// Boxed: most bodies have none.
     share: Option<Box<Share>>,
@@ -184,7 +193,7 @@ mod tests {
     }
 
     async fn read(room: &Room, key: Option<&Arc<str>>, bytes: usize) -> Result<Held, Error> {
-        room.read(key, RequestBody::whole(vec![b' '; bytes].into())).await.map(|(_, held)| held)
+        room.read(key, Version::HTTP_11, RequestBody::whole(vec![b' '; bytes].into())).await.map(|(_, held)| held)
     }
 
     #[tokio::test]
@@ -214,7 +223,7 @@ mod tests {
     fn a_body_that_grows_is_counted_whole_once_it_is_not_small_and_all_of_it_is_given_back() {
         let (room, a) = (room(), "a".into());
         let of_a = || room.shares.lock().unwrap().get(&Some(Arc::clone(&a))).copied();
-        let mut held = room.hold(Some(&a), SMALL).unwrap();
+        let mut held = room.hold(Some(&a), SMALL, TINY).unwrap();
         assert_eq!(of_a(), None);
         room.hold_more(&mut held, Some(&a), 1).unwrap();
         room.hold_more(&mut held, Some(&a), MIB).unwrap();
@@ -229,7 +238,7 @@ mod tests {
     async fn a_body_that_comes_in_pieces_is_read_whole_and_counted_as_it_comes() {
         let (room, a) = (room(), "a".into());
         let (body, mut client) = posted("transfer-encoding: chunked").await;
-        let reading = room.read(Some(&a), body);
+        let reading = room.read(Some(&a), Version::HTTP_11, body);
         let (pieces, left) = (["a", "b", "c"].map(|letter| letter.repeat(TINY)), || room.room.available_permits());
         let writing = async {
             for (piece, counted) in pieces.iter().zip([0, 0, 2 * TINY]) {
@@ -254,12 +263,12 @@ mod tests {
         let room = Room::new(6, Duration::from_millis(50));
         let (body, mut client) = posted("transfer-encoding: chunked").await;
         client.write_all(b"4\r\nabcd\r\n4\r\nefgh\r\n").await.unwrap();
-        assert!(matches!(room.read(None, body).await, Err(Error::BodyTooLarge { limit: 6 })));
+        assert!(matches!(room.read(None, Version::HTTP_11, body).await, Err(Error::BodyTooLarge { limit: 6 })));
         let (body, _client) = posted("content-length: 7").await;
-        assert!(matches!(room.read(None, body).await, Err(Error::BodyTooLarge { limit: 6 })));
+        assert!(matches!(room.read(None, Version::HTTP_11, body).await, Err(Error::BodyTooLarge { limit: 6 })));
         let (body, mut client) = posted("content-length: 5").await;
         client.write_all(b"abc").await.unwrap();
-        assert!(matches!(room.read(None, body).await, Err(Error::BodyTimeout)));
+        assert!(matches!(room.read(None, Version::HTTP_11, body).await, Err(Error::BodyTimeout)));
         assert_eq!(room.room.available_permits(), ROOM);
     }
 
@@ -272,6 +281,8 @@ mod tests {
         }
         assert!(matches!(read(&room, Some(&"16".into()), TINY + 1).await, Err(Error::Overloaded { .. })));
         assert!(read(&room, Some(&"16".into()), TINY).await.is_ok(), "it takes no more than it does already");
+        let over_http2 = room.read(None, Version::HTTP_2, RequestBody::whole("x".into())).await;
+        assert!(matches!(over_http2, Err(Error::Overloaded { .. })), "a connection may have a hundred of them");
         held.clear();
         assert!(room.shares.lock().unwrap().is_empty());
         assert_eq!(room.room.available_permits(), ROOM);

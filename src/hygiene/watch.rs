@@ -38,7 +38,8 @@ impl Watch {
         if watched == Watched::Addresses && key.is_some_and(|key| key.scopes.allow(Scope::Admin)) {
             return Ok(None);
         }
-        let (mut body, held) = self.room.read(key.map(|key| &key.id), std::mem::take(request.body_mut())).await?;
+        let (version, body) = (request.version(), std::mem::take(request.body_mut()));
+        let (mut body, held) = self.room.read(key.map(|key| &key.id), version, body).await?;
         match watched {
             // asks for nothing; what is missing is Letta's to say
             _ if body.is_empty() => {}

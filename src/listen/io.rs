@@ -1,5 +1,5 @@
 //! The socket under hyper: it tells the connection's [`Progress`] what it reads and writes, puts bytes back that were
-//! read to choose the protocol, and closes so that the client can still read the last answer.
+//! read to choose the protocol or to see the client leave, and closes so that the client can still read the last answer.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -126,7 +126,7 @@ pub(super) struct Wire<T> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wakes {
     Nobody,
-    /// It sees for itself that the client leaves.
+    /// It sees for itself that the client leaves, unless it wants nothing more of it.
     Hyper,
     Bell,
 }
@@ -199,6 +199,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         Ok(())
     }
 
+    /// hyper does not flush what is not written.
+    fn wrote(&mut self, written: Poll<io::Result<usize>>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if written.is_pending() {
+            self.look_ahead(cx)?;
+        }
+        written
+    }
+
     /// Tells of `bytes` just read.
     fn read(&mut self, bytes: &[u8]) {
         if bytes.is_empty() {
@@ -231,8 +239,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
             }
         } else {
             let read = transport!(transport.poll_read(cx, buf));
-            if read.is_pending() {
-                this.wakes = Wakes::Hyper;
+            match &read {
+                Poll::Pending => this.wakes = Wakes::Hyper,
+                Poll::Ready(Err(_)) => this.ended = true,
+                Poll::Ready(Ok(())) => {}
             }
             ready!(read)?;
         }
@@ -244,7 +254,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Wire<T> {
 impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let transport = &mut self.transport;
-        transport!(transport.poll_write(cx, buf))
+        let written = transport!(transport.poll_write(cx, buf));
+        self.wrote(written, cx)
     }
 
     fn poll_write_vectored(
@@ -253,7 +264,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let transport = &mut self.transport;
-        transport!(transport.poll_write_vectored(cx, bufs))
+        let written = transport!(transport.poll_write_vectored(cx, bufs));
+        self.wrote(written, cx)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -263,7 +275,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Wire<T> {
         }
     }
 
-    /// hyper flushes whenever it is polled, whether there is something to flush or not.
+    /// hyper flushes whenever it is polled, whether there is something to flush or not, unless it has to write still.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.look_ahead(cx)?;
         let transport = &mut self.transport;

@@ -1,7 +1,7 @@
 //! What one connection has done so far, in counters: written on the hot path, read by its watchdog.
 //!
 //! No clock is read and no lock taken here. All that happens on the socket happens in the connection's own task, so its
-//! counters have one writer and are plain loads and stores; only [`Progress::ended`] is told by other tasks.
+//! counters have one writer and are plain loads and stores; only [`Progress::ended`] and the bell are told by other tasks.
 
 use std::sync::Arc;
 use std::sync::OnceLock;

@@ -59,7 +59,8 @@ impl Reacher {
         let mut held = None;
         let mut in_body = Vec::new();
         if !parts.request.body().is_end_stream() {
-            let (body, permit) = self.room.read(Some(&key.id), std::mem::take(parts.request.body_mut())).await?;
+            let (version, body) = (parts.request.version(), std::mem::take(parts.request.body_mut()));
+            let (body, permit) = self.room.read(Some(&key.id), version, body).await?;
             in_body = reading.body(&body)?;
             *parts.request.body_mut() = RequestBody::whole(body);
             held = Some(permit);

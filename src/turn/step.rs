@@ -151,7 +151,7 @@ impl Turns {
     ) -> Result<Response, Error> {
         let desk = &self.desk;
         let body = std::mem::take(parts.request.body_mut());
-        let read = desk.room.read(parts.key.as_ref().map(|key| &key.id), body).await?;
+        let read = desk.room.read(parts.key.as_ref().map(|key| &key.id), parts.request.version(), body).await?;
         match self.begin(sends, parts, read, seat, record, below)? {
             // boxed: what is rare must not be the larger future
             Sent::NoTurn(parts, seat) => Box::pin(pass(parts, seat, record, below)).await,

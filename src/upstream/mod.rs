@@ -113,35 +113,35 @@ impl<'a> Handle<Placed<'a>> for Upstream {
                 let Some(pool) = self.pools.get(placed.endpoint.place) else { return Err(Error::NoUpstream) };
                 gather(placed.endpoint.load.now().into()).await;
                 let patience = self.patience(placed.attempt.route.pace);
-                let mut now = Instant::now();
-                let (response, lease, answered) = loop {
-                    let (mut lease, sent) = match (!placed.attempt.fresh).then(|| pool.parked(now)).flatten() {
-                        Some(lease) => (lease, now),
-                        // boxed: what is seldom waited for must not make every request's future larger
-                        None => match Box::pin(pool.lease(placed.attempt.fresh)).await {
-                            Ok(lease) => (lease, Instant::now()),
-                            Err(error) => {
-                                // another replica may be reached: this one is out for this request
-                                placed.attempt.failed.add(placed.endpoint.place);
-                                return Err(error);
-                            }
-                        },
-                    };
+                let now = Instant::now();
+                let (mut lease, mut sent) = match (!placed.attempt.fresh).then(|| pool.parked(now)).flatten() {
+                    Some(lease) => (lease, now),
+                    // boxed: what is seldom waited for must not make every request's future larger
+                    None => match Box::pin(pool.lease(placed.attempt.fresh)).await {
+                        Ok(lease) => (lease, Instant::now()),
+                        Err(error) => return Err(unreached(error, &mut placed)),
+                    },
+                };
+                let (response, answered) = loop {
                     let Some(mut request) = placed.attempt.request.take() else { return Err(Error::NoUpstream) };
                     let meter = request.body_mut().meter();
                     record.sent = Some(sent);
                     let answer = lease.exchange(request, sent + patience).await;
-                    now = Instant::now();
-                    record.answered = Some(now);
+                    let answered = Instant::now();
+                    record.answered = Some(answered);
                     if let Some(meter) = &meter {
                         record.request_bytes = meter.bytes();
                     }
                     match answer {
-                        Ok(response) => break (response, lease, now),
+                        Ok(response) => break (response, answered),
                         // it was closed while it was parked, and this is no attempt: on to the next
                         Err(Unanswered::NotSent(request, _)) if lease.was_parked => {
                             *placed.attempt.request = Some(request);
-                            record.answered = None;
+                            (record.sent, record.answered) = (None, None);
+                            (lease, sent) = match Box::pin(lease.another()).await {
+                                Ok(lease) => (lease, Instant::now()),
+                                Err(error) => return Err(unreached(error, &mut placed)),
+                            };
                         }
                         Err(failure) => return Err(unanswered(failure, meter, patience, &mut placed)),
                     }
@@ -162,6 +162,12 @@ impl<'a> Handle<Placed<'a>> for Upstream {
             }
         }
     }
+}
+
+/// There is no connection; another replica may be reached: this one is out for this request.
+fn unreached(error: Error, placed: &mut Placed<'_>) -> Error {
+    placed.attempt.failed.add(placed.endpoint.place);
+    error
 }
 
 /// What became of a request without an answer; it is put back if it never left.

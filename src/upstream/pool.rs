@@ -43,6 +43,19 @@ impl Slot {
         permit.forget();
         Self(Arc::clone(pool))
     }
+
+    /// The latest used connection that may be open, or a new one. `fresh`: a new one.
+    async fn lease(self, fresh: bool) -> Result<Lease, Error> {
+        let Self(pool) = &self;
+        if !fresh && let Some(connection) = pool.take(Instant::now()) {
+            return Ok(Lease { connection, slot: self, was_parked: true });
+        }
+        match Connection::open(&pool.authority, pool.timeouts.connect, &pool.metrics).await {
+            Ok(connection) => Ok(Lease { connection, slot: self, was_parked: false }),
+            Err(Failure::Replica(cause)) => Err(Error::UpstreamConnect { upstream: pool.authority.to_string(), cause }),
+            Err(Failure::Own { what, cause }) => Err(Error::Exhausted { what, cause: cause.into() }),
+        }
+    }
 }
 
 impl Drop for Slot {
@@ -80,16 +93,7 @@ impl Pool {
         let Ok(Ok(permit)) = timeout(self.settings.max_wait, self.slots.acquire()).await else {
             return Err(Error::UpstreamBusy { upstream: self.authority.to_string() });
         };
-        let slot = Slot::of(self, permit);
-        let lease = |connection, was_parked| Lease { connection, slot, was_parked };
-        if !fresh && let Some(connection) = self.take(Instant::now()) {
-            return Ok(lease(connection, true));
-        }
-        match Connection::open(&self.authority, self.timeouts.connect, &self.metrics).await {
-            Ok(connection) => Ok(lease(connection, false)),
-            Err(Failure::Replica(cause)) => Err(Error::UpstreamConnect { upstream: self.authority.to_string(), cause }),
-            Err(Failure::Own { what, cause }) => Err(Error::Exhausted { what, cause: cause.into() }),
-        }
+        Slot::of(self, permit).lease(fresh).await
     }
 
     /// The latest used connection that is not to be closed by `now`. Whoever sends on it learns whether the replica has
@@ -115,6 +119,13 @@ impl Pool {
 }
 
 impl Lease {
+    /// Another connection in the place of this one, which is closed. Nobody is waited for: the place in use is kept.
+    pub(super) async fn another(self) -> Result<Self, Error> {
+        let Self { connection, slot, .. } = self;
+        drop(connection);
+        slot.lease(false).await
+    }
+
     pub(super) fn exchange(
         &mut self,
         request: Request,

@@ -58,6 +58,18 @@ async fn a_message_that_may_have_reached_letta_is_never_sent_twice() {
 }
 
 #[tokio::test]
+async fn a_message_is_never_sent_twice_over_a_connection_that_was_used_before_either() {
+    let a = Replica::start(|seen| if seen.method == "POST" { Reply::Close } else { json("{}") }).await;
+    let proxy = gateway(&[&a], "").await;
+    assert_eq!(proxy.get(&format!("/v1/agents/{AGENT}")).await.status, 200);
+    let answer = proxy.post(&format!("/v1/agents/{AGENT}/messages"), "{\"input\":\"once\"}").await;
+    assert_eq!((answer.status, answer.header("x-should-retry")), (502, Some("false")));
+    let seen = a.seen();
+    let sends: Vec<_> = seen.iter().filter(|seen| seen.method == "POST").collect();
+    assert!(sends.len() == 1 && sends[0].connection == seen[0].connection, "{seen:?}");
+}
+
+#[tokio::test]
 async fn a_read_that_was_not_answered_is_asked_again() {
     let first = std::sync::atomic::AtomicBool::new(true);
     let a = Replica::start(move |_| {

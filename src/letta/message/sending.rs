@@ -14,7 +14,7 @@ use super::parts;
 use crate::letta::LONGEST_ID;
 use crate::letta::routes::Sends;
 
-/// Bytes of the memory that a thread keeps to encode messages in.
+/// Bytes of the memory that a thread keeps to encode messages in; what a longer one took is given back at the next.
 const MOST_KEPT: usize = 16 * 1024;
 
 /// What is known of a send before Letta has it.
@@ -103,11 +103,10 @@ thread_local! {
 
 fn digest(message: &Json<'_>) -> [u8; 32] {
     ENCODED.with_borrow_mut(|encoded| {
-        message.encode(encoded);
-        let digest = Sha256::digest(&*encoded).into();
         encoded.clear();
         encoded.shrink_to(MOST_KEPT);
-        digest
+        message.encode(encoded);
+        Sha256::digest(&*encoded).into()
     })
 }
 

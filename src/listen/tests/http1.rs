@@ -209,6 +209,45 @@ async fn what_comes_while_a_request_is_under_way_is_the_next_one_however_it_come
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_body_that_nobody_has_asked_for_yet_comes_whole() {
+    let body = "abcdefghijklmnopqrstuvwxyz".repeat(3);
+    let rig = Rig::plain();
+    let mut client = rig.connect();
+    let head = format!("POST /wait-and-echo HTTP/1.1\r\nhost: a\r\ncontent-length: {}\r\n\r\n", body.len());
+    client.write_all(head.as_bytes()).await.unwrap();
+    rig.serves(1).await;
+    client.write_all(&body.as_bytes()[..30]).await.unwrap();
+    sleep(TICK).await;
+    rig.world.go.notify_one();
+    sleep(TICK).await;
+    client.write_all(&body.as_bytes()[30..]).await.unwrap();
+    assert_eq!(read_response(&mut client).await.1, body);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_to_be_told_to_go_on_with_a_body_is_told() {
+    let rig = Rig::plain();
+    let mut client = rig.connect();
+    let head = b"POST /echo HTTP/1.1\r\nhost: a\r\ncontent-length: 3\r\nexpect: 100-continue\r\n\r\n";
+    client.write_all(head).await.unwrap();
+    assert!(read_response(&mut client).await.0.starts_with("HTTP/1.1 100 "));
+    client.write_all(b"abc").await.unwrap();
+    assert_eq!(read_response(&mut client).await.1, "abc");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_takes_nothing_and_closes_its_side_has_left() {
+    let rig = Rig::plain();
+    let mut client = rig.connect_with(1024);
+    client.write_all(b"GET /endless HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    rig.serves(1).await;
+    sleep(TICK).await;
+    client.shutdown().await.unwrap();
+    rig.all_let_go(TICK).await;
+    assert_eq!(rig.errors(), ["incomplete=1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_or_closes_its_side_cancels_its_request() {
     for leaves in [true, false] {
         let rig = Rig::plain();

@@ -99,6 +99,11 @@ async fn answer(request: Request<Incoming>, peer: Peer, world: &Arc<World>) -> R
             world.go.notified().await;
             Response::new(Body::whole(Bytes::from_static(b"waited")))
         }
+        "/wait-and-echo" => {
+            world.go.notified().await;
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Response::new(Body::whole(body))
+        }
         "/echo" => {
             let body = request.into_body().collect().await.unwrap().to_bytes();
             Response::new(Body::whole(body))

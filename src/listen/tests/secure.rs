@@ -307,6 +307,20 @@ async fn over_tls_too_what_comes_early_is_the_next_request_and_who_leaves_cancel
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_that_leaves_without_a_word_of_tls_cancels_its_request() {
+    let mut authority = Authority::new();
+    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
+    let config = Arc::new(authority.client(&rustls::version::TLS13, &[]));
+    let mut stream = connect(&rig, &config, "a.test").await.unwrap();
+    stream.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    rig.serves(1).await;
+    drop(stream.into_inner().0);
+    rig.all_let_go(TICK).await;
+    rig.all_over(TICK).await;
+    assert_eq!(rig.errors(), ["io=1"]);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_takes_nothing_over_tls_is_cut_off_too() {
     let mut authority = Authority::new();
     let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));

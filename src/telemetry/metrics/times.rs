@@ -21,8 +21,8 @@ struct Inner {
     buckets: Box<[Counted]>,
     /// Observations beyond all of them.
     beyond: AtomicU64,
-    /// Of all observations; enough for 584 years of them.
-    nanos: AtomicU64,
+    /// The sum of all observations in microseconds, each rounded: enough for 584,000 years.
+    micros: AtomicU64,
 }
 
 /// One bucket, and the observations that are in none before it.
@@ -35,11 +35,11 @@ struct Counted {
 
 impl Times {
     pub fn observe(&self, time: Duration) {
-        let Inner { buckets, beyond, nanos, .. } = &*self.0;
+        let Inner { buckets, beyond, micros, .. } = &*self.0;
         let time = in_nanos(time);
         let bucket = buckets.iter().find(|bucket| time <= bucket.most);
         bucket.map_or(beyond, |bucket| &bucket.count).fetch_add(1, Ordering::Relaxed);
-        nanos.fetch_add(time, Ordering::Relaxed);
+        micros.fetch_add(time.saturating_add(500) / 1000, Ordering::Relaxed);
     }
 
     /// Observations, and their sum in seconds.
@@ -57,7 +57,7 @@ fn in_nanos(time: Duration) -> u64 {
 
 impl Metric for Times {
     fn metric(&self) -> prometheus::proto::Metric {
-        let Inner { labels, buckets, beyond, nanos } = &*self.0;
+        let Inner { labels, buckets, beyond, micros } = &*self.0;
         let mut count = 0;
         let told = buckets.iter().map(|bucket| {
             count += bucket.count.load(Ordering::Relaxed);
@@ -71,7 +71,7 @@ impl Metric for Times {
         let mut histogram = Histogram::default();
         histogram.set_bucket(told);
         histogram.set_sample_count(count);
-        histogram.set_sample_sum(Duration::from_nanos(nanos.load(Ordering::Relaxed)).as_secs_f64());
+        histogram.set_sample_sum(Duration::from_micros(micros.load(Ordering::Relaxed)).as_secs_f64());
         let mut metric = prometheus::proto::Metric::from_label(labels.clone());
         metric.set_histogram(histogram);
         metric
@@ -106,7 +106,7 @@ impl MetricVecBuilder for Builder {
             labels,
             buckets: self.bounds.iter().map(bucket).collect(),
             beyond: AtomicU64::new(0),
-            nanos: AtomicU64::new(0),
+            micros: AtomicU64::new(0),
         })))
     }
 }
@@ -139,14 +139,24 @@ mod tests {
         let theirs = HistogramVec::new(opts, &["route", "method"]).unwrap();
         assert_eq!(ours.desc()[0].fq_name, theirs.desc()[0].fq_name);
         let labels = ["/v1/agents/", "GET"];
-        for time in [0, 50_000, 50_001, 2_500_000, 250_000_000, 1_000_000_000, 600_000_000_001] {
-            let time = Duration::from_nanos(time);
+        for time in [0, 50, 51, 2_500, 250_000, 1_000_000, 600_000_001] {
+            let time = Duration::from_micros(time);
             ours.with_label_values(&labels).observe(time);
             theirs.with_label_values(&labels).observe(time.as_secs_f64());
         }
         let told = text(&ours);
         assert_eq!(told, text(&theirs));
         assert!(told.contains("le=\"0.0025\"} 4") && told.contains("le=\"+Inf\"} 7"), "{told}");
+    }
+
+    #[test]
+    fn what_is_shorter_than_a_microsecond_is_rounded_in_the_sum_and_counted_as_it_is() {
+        let times = times(Opts::new("a_seconds", "Help"), &[], BOUNDS).unwrap().with_label_values::<&str>(&[]);
+        for nanos in [499, 500, 50_001] {
+            times.observe(Duration::from_nanos(nanos));
+        }
+        assert_eq!(times.seen(), (3, 0.000_051));
+        assert_eq!(times.metric().get_histogram().get_bucket()[0].cumulative_count(), 2);
     }
 
     #[test]

@@ -52,7 +52,7 @@ impl Tape {
     /// Calls for the memory that the next `bytes` are written to: it was given back long ago and is in no cache, and
     /// whoever writes to it would wait.
     pub(super) fn fetch_next(&self, bytes: usize) {
-        let rest = PIECE - self.last.len();
+        let rest = if self.last.capacity() == 0 { 0 } else { PIECE - self.last.len() };
         fetch(&self.last, self.last.len(), bytes.min(rest));
         if let Some(next) = self.spare.last().filter(|_| bytes > rest) {
             fetch(next, 0, bytes - rest);
