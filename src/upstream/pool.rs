@@ -152,3 +152,39 @@ impl Lease {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures_util::FutureExt as _;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::balance::Server;
+    use crate::telemetry::Metrics;
+
+    #[tokio::test]
+    async fn who_goes_on_to_another_connection_does_not_queue_again() {
+        let replica = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let authority = replica.local_addr().unwrap().to_string();
+        let metrics = Metrics::new();
+        let endpoint =
+            Endpoint::new(0, &Server { authority: authority.clone(), weight: 1 }, metrics.upstream(&authority), None);
+        let long = Duration::from_secs(60);
+        let settings = Settings {
+            password: None,
+            timeouts: Timeouts { connect: long, request: long, message: long, stream_idle: long },
+            pool: PoolSettings { max_connections: 1, max_wait: long, idle_timeout: long },
+            max_body: 0,
+        };
+        let pool = Arc::new(Pool::new(&endpoint, &settings));
+        let first = pool.lease(false).await.unwrap();
+        let mut waiting = Box::pin(pool.lease(false));
+        assert!((&mut waiting).now_or_never().is_none());
+        let another = first.another().await.unwrap();
+        assert!((&mut waiting).now_or_never().is_none(), "there is one place, and it is taken");
+        drop(another);
+        assert!(waiting.await.is_ok());
+    }
+}
