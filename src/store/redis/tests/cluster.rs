@@ -155,7 +155,7 @@ async fn a_primary_that_dies_is_replaced_by_its_replica_and_forgets_nothing() {
     for spender in &all {
         assert_eq!(counted(&limits, *spender, 3).await, 3);
     }
-    cluster.nodes[0].ask(&["WAIT", "1", "0"]);
+    replicated(&cluster.nodes[0], &cluster.nodes[3]).await;
     cluster.nodes[0].kill();
     for spender in &all {
         // at once: it is gone, nobody waits for what is not there

@@ -8,6 +8,15 @@ use crate::store::tests::server::RedisServer;
 use crate::store::tests::{eventually, redis_at};
 use crate::store::{Ask, Health, Pace, SharedLimits, Spender, Store, Tally, Verdict};
 
+/// Waits until `replica` has all that `master` was told. (WAIT waits for what its own connection has written.)
+async fn replicated(master: &RedisServer, replica: &RedisServer) {
+    let written = |server: &RedisServer| {
+        let told = server.ask(&["INFO", "replication"]);
+        told.lines().find_map(|line| line.strip_prefix("master_repl_offset:")).map(|offset| offset.trim().to_owned())
+    };
+    eventually("the replica has all", async || written(master).is_some() && written(master) == written(replica)).await;
+}
+
 const HOUR: Duration = Duration::from_hours(1);
 /// That no loaded machine exceeds.
 const PATIENT: Duration = Duration::from_secs(10);

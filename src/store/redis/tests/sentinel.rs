@@ -6,7 +6,7 @@ async fn after_a_failover_the_new_master_is_asked_and_no_request_waits_for_the_o
     let mut redis = Sentinel::start();
     let (store, limits, metrics) = gateway(redis_at(redis.url(""), PATIENT)).await;
     assert_eq!(counted(&limits, [1; 16], 20).await, 20);
-    redis.servers[0].ask(&["WAIT", "1", "0"]);
+    replicated(&redis.servers[0], &redis.servers[1]).await;
     redis.servers[0].kill();
     redis.failed_over();
     counts_again(&limits, [2; 16]).await;
