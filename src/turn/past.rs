@@ -37,9 +37,11 @@ pub(super) const MOST_ALIKE: usize = 16;
 const FEW: usize = 1024;
 const CHAPTERS: usize = 64;
 const MOST: usize = 1 << 15;
-/// It is full as well once it takes so small a part of the room, its answers apart. So small a part of the room is given
-/// up of the answers at once.
+/// It is full as well once it takes so small a part of the room, its answers apart.
 const PARTS: u64 = 16;
+/// So small a part of the room is given up of the answers at once. By default that is as much as the tape keeps to be
+/// written again: what went back to the system would have to be cleared by it before it comes again.
+const ANSWER_PARTS: u64 = 64;
 /// And once it has the turns of so small a part of the window: they are known for as much longer than the window.
 const AGES: u32 = 16;
 /// An answer of no more bytes is copied when it is given again: who reads it slowly must not keep a piece of the tape.
@@ -82,7 +84,7 @@ pub(super) struct Past {
     len: usize,
     /// Where on the tape the first answer begins that can be given again.
     kept_from: u64,
-    /// Where answers begin, a [`PARTS`]th of the room apart: what can be given up next.
+    /// Where answers begin, an [`ANSWER_PARTS`]th of the room apart: what can be given up next.
     marks: VecDeque<u64>,
     /// Bytes of all but the answers.
     rest: u64,
@@ -140,7 +142,7 @@ impl Past {
         self.followed += chapter.followed - followed;
         self.len += 1;
         let marked = self.marks.back().copied().unwrap_or(self.kept_from);
-        if self.tape.end - marked > settings.max_total / PARTS {
+        if self.tape.end - marked > settings.max_total / ANSWER_PARTS {
             self.marks.push_back(self.tape.end);
         }
         if turn.streams {
