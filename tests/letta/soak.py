@@ -282,10 +282,12 @@ class Bare:
         return resident, used
 
     def redis_keys(self):
-        """Without the one that says since when this Redis can be trusted."""
+        """Without the one that says since when this Redis can be trusted, and the one of the gateways that share it."""
         if not self.redis:
             return 0
-        return int(self.redis.ask("DBSIZE").strip(":\r\n")) - int(self.redis.ask("EXISTS lgw:lane:{all}:epoch").strip(":\r\n"))
+        return int(self.redis.ask("DBSIZE").strip(":\r\n")) - int(
+            self.redis.ask("EXISTS lgw:lane:{all}:epoch lgw:limit:gateways").strip(":\r\n")
+        )
 
     def keys_are(self, most):
         if self.redis:
