@@ -289,7 +289,7 @@ impl Log {
         exchange: &Exchange,
     ) -> Self {
         let log = Self::new(max);
-        let mut state = log.lock();
+        let mut state = log.lock_with_head();
         state.phase = Phase::Over;
         state.number = Some(number);
         state.is_whole = answer.is_some();
@@ -307,7 +307,6 @@ impl Log {
         state.ended = Some(broken.map_or(Ended::Whole, Ended::again));
         state.is_delivered = is_delivered;
         drop(state);
-        log.has_head.store(true, Ordering::Release);
         log
     }
 
@@ -320,8 +319,7 @@ impl Log {
         number: Number,
         keep: impl FnOnce(Said<'_>) -> Option<Kept>,
     ) -> (Packed<Kept>, Option<Whole>) {
-        let mut state = self.lock();
-        self.has_head.store(true, Ordering::Release);
+        let mut state = self.lock_with_head();
         let state = &mut *state;
         state.number = Some(number);
         let (ended, given) = match ending {
@@ -360,6 +358,13 @@ impl Log {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// For what gives it a head, or an end.
+    fn lock_with_head(&self) -> MutexGuard<'_, State> {
+        let state = self.lock();
+        self.has_head.store(true, Ordering::Release);
+        state
+    }
+
     pub(super) fn phase(&self) -> Phase {
         self.lock().phase
     }
@@ -382,8 +387,7 @@ impl Log {
 
     /// `length`: the answer's, if it is known.
     pub(super) fn begin(&self, head: Head, length: Option<u64>) {
-        let mut state = self.lock();
-        self.has_head.store(true, Ordering::Release);
+        let mut state = self.lock_with_head();
         state.head = Some(KeptHead::of(&head));
         state.fresh = (!state.is_left()).then(|| Box::new(head));
         state.told_at = length;
@@ -404,15 +408,13 @@ impl Log {
 
     /// The whole answer at once. `is_known_to_all`: other gateways are told of it, so its head is asked for again.
     pub(super) fn fill(&self, answer: Whole, is_known_to_all: bool) {
-        let mut state = self.lock();
-        self.has_head.store(true, Ordering::Release);
+        let mut state = self.lock_with_head();
         state.fill(answer, is_known_to_all, self.max);
         state.wake_readers();
     }
 
     pub(super) fn end(&self, ended: Ended) {
-        let mut state = self.lock();
-        self.has_head.store(true, Ordering::Release);
+        let mut state = self.lock_with_head();
         state.end(ended);
     }
 

@@ -393,7 +393,7 @@ impl Chapter {
     }
 
     /// Bytes of the answer of the turn there.
-    fn answered(&self, place: u16) -> u64 {
+    fn answer_bytes(&self, place: u16) -> u64 {
         self.told(place).and_then(Told::answer).map_or(0, Answer::bytes)
     }
 
@@ -402,7 +402,7 @@ impl Chapter {
         let Some(placed) = self.turns.get_mut(usize::from(place)) else { return 0 };
         placed.followers += 1;
         let is_first = placed.followers == 1;
-        let more = if is_first { self.answered(place) } else { 0 };
+        let more = if is_first { self.answer_bytes(place) } else { 0 };
         self.followed += more;
         more
     }
@@ -413,7 +413,7 @@ impl Chapter {
         placed.is_delivered |= has_all;
         let was_last = placed.followers == 1;
         placed.followers = placed.followers.saturating_sub(1);
-        let less = if was_last { self.answered(place) } else { 0 };
+        let less = if was_last { self.answer_bytes(place) } else { 0 };
         self.followed -= less;
         less
     }
