@@ -76,7 +76,7 @@ impl Connection {
             let mut answer = pin!(sender.try_send_request(*request));
             std::future::poll_fn(|cx| {
                 // asked after the driver: its last poll may have delivered the answer, or given the request back
-                let _ = drive(driver, cx);
+                drive(driver, cx);
                 match answer.as_mut().poll(cx) {
                     Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
                     Poll::Ready(Err(mut failure)) => {
@@ -93,9 +93,9 @@ impl Connection {
         }
     }
 
-    /// Lets the connection read and write; ready once it is closed.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        drive(&mut self.driver, cx)
+    /// Lets the connection read and write.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
+        drive(&mut self.driver, cx);
     }
 
     /// Sets the deadline that [`Connection::poll_late`] tells of.
@@ -114,12 +114,9 @@ impl Connection {
     }
 }
 
-fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) -> Poll<()> {
-    let Some(open) = driver else { return Poll::Ready(()) };
+fn drive(driver: &mut Option<Driver>, cx: &mut Context<'_>) {
     // its error also reaches whoever waits for the answer or its body
-    let driven = open.as_mut().poll(cx);
-    if driven.is_ready() {
+    if driver.as_mut().is_some_and(|open| open.as_mut().poll(cx).is_ready()) {
         *driver = None;
     }
-    driven.map(|_| ())
 }

@@ -170,7 +170,7 @@ impl Reply {
                 return Poll::Ready(Some(Err(Error::UpstreamTimeout { upstream, after: self.idle })));
             }
             // the body's next bytes come by driving its connection; closed or not, the body is asked once more
-            let _ = lease.connection().poll(cx);
+            lease.connection().poll(cx);
             driven = true;
         }
     }
@@ -179,7 +179,7 @@ impl Reply {
     fn finish(&mut self, cx: &mut Context<'_>, now: Instant) {
         if let Some((mut lease, _load)) = self.held.take() {
             // lets it see that its message is over
-            let _ = lease.connection().poll(cx);
+            lease.connection().poll(cx);
             lease.give_back(now);
         }
     }
