@@ -120,11 +120,12 @@ impl RequestBody {
 
     /// Refuses more than `limit` bytes: at once if the client has announced them, else when they come.
     pub fn within(mut self, limit: u64) -> Result<Self, Error> {
-        let taken = if let Content::Coming(coming) = &mut self.0 {
-            coming.limit = Some(limit);
-            coming.taken
-        } else {
-            0
+        let taken = match &mut self.0 {
+            Content::Whole(_) => 0,
+            Content::Coming(coming) => {
+                coming.limit = Some(limit);
+                coming.taken
+            }
         };
         if taken.saturating_add(self.size_hint().lower()) > limit {
             return Err(Error::BodyTooLarge { limit });

@@ -151,7 +151,8 @@ where
 }
 
 /// Polls the connection, and beside it what may end it: drain, abort and the watchdog's alarm. These wake through
-/// `progress`, so that they are polled when one of them has something to say and not whenever the socket has.
+/// `progress`, so that they are polled when one of them has something to say and not whenever the socket has; a client
+/// that is heard of while its request is under way rings there, too.
 async fn drive<C: Http>(
     mut connection: Pin<&mut C>,
     mut watchdog: Watchdog,

@@ -68,6 +68,15 @@ async fn connect(rig: &Rig, config: &Arc<ClientConfig>, name: &str) -> std::io::
     TlsConnector::from(Arc::clone(config)).connect(name, rig.connect()).await
 }
 
+/// A client that speaks HTTP/1 over TLS.
+async fn connected() -> (Rig, TlsStream<DuplexStream>) {
+    let mut authority = Authority::new();
+    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
+    let config = Arc::new(authority.client(&rustls::version::TLS13, &[]));
+    let stream = connect(&rig, &config, "a.test").await.unwrap();
+    (rig, stream)
+}
+
 /// The certificate a client that asks for `name` is shown.
 async fn shown(rig: &Rig, config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
     #[derive(Debug)]
@@ -287,10 +296,7 @@ async fn a_session_resumes_by_its_ticket_even_after_a_reload() {
 
 #[tokio::test(start_paused = true)]
 async fn over_tls_too_what_comes_early_is_the_next_request_and_who_leaves_cancels_the_one_under_way() {
-    let mut authority = Authority::new();
-    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
-    let config = Arc::new(authority.client(&rustls::version::TLS13, &[]));
-    let mut stream = connect(&rig, &config, "a.test").await.unwrap();
+    let (rig, mut stream) = connected().await;
     let wait = b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n";
     stream.write_all(wait).await.unwrap();
     rig.serves(1).await;
@@ -308,10 +314,7 @@ async fn over_tls_too_what_comes_early_is_the_next_request_and_who_leaves_cancel
 
 #[tokio::test(start_paused = true)]
 async fn a_client_that_leaves_without_a_word_of_tls_cancels_its_request() {
-    let mut authority = Authority::new();
-    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
-    let config = Arc::new(authority.client(&rustls::version::TLS13, &[]));
-    let mut stream = connect(&rig, &config, "a.test").await.unwrap();
+    let (rig, mut stream) = connected().await;
     stream.write_all(b"GET /wait HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
     rig.serves(1).await;
     drop(stream.into_inner().0);
