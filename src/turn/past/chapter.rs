@@ -23,6 +23,9 @@ use crate::turn::shared::Turn;
 const NONE: u16 = u16::MAX;
 /// Keys and replicas that are looked through for the one of the next turn; more of them are named twice.
 const LOOKED_THROUGH: usize = 8;
+/// Turns that are entered in the table at once: where it writes next is in no cache, and one wait is shorter than one for
+/// each of them.
+pub(super) const ENTERED_AT_ONCE: usize = 32;
 /// Bytes of how a turn failed, about.
 const FAILURE: usize = 2 * size_of::<Ended>() + 128;
 
@@ -199,6 +202,8 @@ pub(super) struct Chapter {
     upstreams: Vec<Arc<UpstreamMetrics>>,
     /// The latest by the beginning of each index. That is random: two alike are as rare as two equal indexes.
     latest: HashMap<u64, u16, RandomState>,
+    /// So many turns are in the table. Those behind them are found by their message alone, and looked through.
+    entered: usize,
     /// Where its answers end on the tape.
     pub end: u64,
     /// Bytes of those that somebody follows.
@@ -259,6 +264,7 @@ impl Chapter {
             keys: Vec::new(),
             upstreams: Vec::new(),
             latest: HashMap::default(),
+            entered: 0,
             end: 0,
             followed: 0,
             streams: 0,
@@ -268,6 +274,7 @@ impl Chapter {
 
     /// Nothing is added any more. Lists grow to twice what they had, so up to half of them is idle.
     pub(super) fn close(&mut self) {
+        self.enter();
         shrink(&mut self.turns);
         shrink(&mut self.told);
         shrink(&mut self.more);
@@ -314,14 +321,11 @@ impl Chapter {
 
     fn put(&mut self, turn: &Turn, facts: &Facts, exchange: &Exchange, over: Instant, packed: Packed<Answer>) {
         let Packed { followers, is_delivered, answer, broken } = packed;
-        let place = u16::try_from(self.turns.len()).unwrap_or(NONE);
-        let older = self.latest.insert(beginning(&turn.marks.message), place).unwrap_or(NONE);
+        let mut has_names = false;
         let more = match More::of(turn, facts, broken) {
             None => NONE,
             Some(more) => {
-                for name in more.names() {
-                    self.latest.insert(beginning(&name), place);
-                }
+                has_names = more.names().next().is_some();
                 self.heap += more.heap();
                 self.more.push(more);
                 u16::try_from(self.more.len() - 1).unwrap_or(NONE)
@@ -338,7 +342,10 @@ impl Chapter {
         let key = place_in(&mut self.keys, &turn.key);
         let upstream = exchange.upstream.as_ref().map_or(NONE, |upstream| place_in(&mut self.upstreams, upstream));
         let (message, began, streams) = (turn.marks.message, turn.began, turn.streams);
-        self.turns.push(Placed { message, began, followers, more, older, is_delivered, streams });
+        self.turns.push(Placed { message, began, followers, more, older: NONE, is_delivered, streams });
+        if has_names || self.turns.len() - self.entered >= ENTERED_AT_ONCE {
+            self.enter();
+        }
         let Answer { status, at, fields, body } =
             answer.unwrap_or(Answer { status: None, at: NO_ANSWER, fields: 0, body: 0 });
         self.told.push(Told {
@@ -358,6 +365,25 @@ impl Chapter {
         // the memory of the next one is in no cache, and whoever writes to it would wait
         prefetch_index(&self.turns, self.turns.len());
         prefetch_index(&self.told, self.told.len());
+    }
+
+    /// Enters in the table what is not there yet.
+    fn enter(&mut self) {
+        let Self { turns, more, latest, entered, .. } = self;
+        for (place, placed) in turns.iter_mut().enumerate().skip(*entered) {
+            let place = u16::try_from(place).unwrap_or(NONE);
+            placed.older = latest.insert(beginning(&placed.message), place).unwrap_or(NONE);
+            for name in listed(more, placed.more).into_iter().flat_map(More::names) {
+                latest.insert(beginning(&name), place);
+            }
+        }
+        *entered = turns.len();
+    }
+
+    /// The places of the turns with this message that are not in the table, the latest first.
+    fn not_entered<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = u16> + 'a {
+        let turns = self.turns.iter().enumerate().skip(self.entered).rev();
+        turns.filter(|(_, placed)| placed.message == *message).filter_map(|(place, _)| u16::try_from(place).ok())
     }
 
     pub(super) fn turn(&self, place: u16) -> Option<&Placed> {
@@ -420,16 +446,21 @@ impl Chapter {
 
     /// The place of the latest turn with this index.
     pub(super) fn find(&self, index: &Index) -> Option<u16> {
-        let place = *self.latest.get(&beginning(index))?;
-        let placed = self.turn(place)?;
-        let has = placed.message == *index || self.more(placed).is_some_and(|more| more.names().any(|n| n == *index));
-        has.then_some(place)
+        let entered = || {
+            let place = *self.latest.get(&beginning(index))?;
+            let placed = self.turn(place)?;
+            let has =
+                placed.message == *index || self.more(placed).is_some_and(|more| more.names().any(|n| n == *index));
+            has.then_some(place)
+        };
+        self.not_entered(index).next().or_else(entered)
     }
 
     /// The places of the turns with this message, the latest first.
     pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = u16> + 'a {
         let latest = self.latest.get(&beginning(message)).copied();
         let places = std::iter::successors(latest, |place| self.turn(*place).map(|placed| placed.older));
-        places.take_while(|place| self.turn(*place).is_some_and(|placed| placed.message == *message))
+        let entered = places.take_while(|place| self.turn(*place).is_some_and(|placed| placed.message == *message));
+        self.not_entered(message).chain(entered)
     }
 }

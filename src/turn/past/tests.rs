@@ -81,6 +81,21 @@ fn those_with_one_message_are_told_from_the_latest_on_and_no_others() {
 }
 
 #[test]
+fn a_turn_is_found_as_soon_as_it_is_over_whether_its_chapter_has_entered_it_or_not() {
+    let mut past = Past::default();
+    let mut numbers = [Vec::new(), Vec::new(), Vec::new()];
+    for turn in 0..4 * chapter::ENTERED_AT_ONCE {
+        let message = turn % 5 % 3;
+        numbers[message].insert(0, answered(&mut past, u8::try_from(message).unwrap(), b"", &roomy()));
+        for (message, numbers) in (0u8..).zip(&numbers) {
+            let found: Vec<Number> = past.alike(&[message; 32]).map(|(number, ..)| number).collect();
+            assert_eq!(found, numbers[..numbers.len().min(MOST_ALIKE)], "after {turn} turns");
+            assert_eq!(past.find(&[message; 32]).map(|(number, _)| number), numbers.first().copied());
+        }
+    }
+}
+
+#[test]
 fn what_became_of_a_turn_is_told_as_it_was_when_it_ended() {
     let mut past = Past::default();
     let began = Instant::now();
