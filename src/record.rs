@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::boxed;
-use crate::crowd::gather;
+use crate::crowd::{gather, gather_ready};
 use crate::error::{Error, Refusal, whole_seconds};
 use crate::listen::{Late, Peer};
 use crate::step::Handle;
@@ -88,7 +88,11 @@ impl<Next: Handle<Received>> Recorder<Next> {
         record.status = response.status().as_u16();
         response.headers_mut().insert(X_REQUEST_ID, record.request_id.clone());
         (self.grant_origin)(record.origin.as_ref(), response.headers_mut());
-        gather(self.sink.metrics.in_flight.get()).await;
+        let under_way = self.sink.metrics.in_flight.get();
+        match record.answered {
+            Some(_) => gather_ready(under_way).await,
+            None => gather(under_way).await,
+        }
         record.responded = Some(Instant::now());
         response.map(|body| body.watched(record))
     }

@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use http::Response;
@@ -10,6 +10,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
+use tokio::task::unconstrained;
 use tokio::time::{Instant, timeout};
 
 use super::alarm::Alarm;
@@ -73,11 +74,12 @@ impl Connection {
         let Self { sender, driver, alarm, .. } = self;
         alarm.move_to(deadline);
         async move {
-            let mut answer = pin!(sender.try_send_request(*request));
+            // asked whenever the driver has been, which alone delivers the answer or gives the request back: nobody is to be
+            // woken for it, and tokio's budget is no reason to be asked again
+            let mut answer = pin!(unconstrained(sender.try_send_request(*request)));
             std::future::poll_fn(|cx| {
-                // asked after the driver: its last poll may have delivered the answer, or given the request back
                 drive(driver, cx);
-                match answer.as_mut().poll(cx) {
+                match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                     Poll::Ready(Ok(response)) => return Poll::Ready(Ok(response)),
                     Poll::Ready(Err(mut failure)) => {
                         return Poll::Ready(Err(match failure.take_message() {
