@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::body::{Body, Request, RequestBody, Response};
 use crate::boxed;
-use crate::crowd::{gather, gather_ready};
+use crate::crowd::{gather, gather_woken};
 use crate::error::{Error, Refusal, whole_seconds};
 use crate::listen::{Late, Peer};
 use crate::step::Handle;
@@ -90,7 +90,8 @@ impl<Next: Handle<Received>> Recorder<Next> {
         (self.grant_origin)(record.origin.as_ref(), response.headers_mut());
         let under_way = self.sink.metrics.in_flight.get();
         match record.answered {
-            Some(_) => gather_ready(under_way).await,
+            // most answers of replicas have come whole
+            Some(_) => gather_woken(under_way).await,
             None => gather(under_way).await,
         }
         record.responded = Some(Instant::now());

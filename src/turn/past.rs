@@ -283,7 +283,7 @@ impl Past {
         self.chapters.iter().enumerate().map(number)
     }
 
-    /// The latest turn with this index, and when it began.
+    /// The latest turn with this name, and when it began.
     pub(super) fn find(&self, index: &Index) -> Option<(Number, Instant)> {
         let latest = || {
             let mut chapters = self.numbered().rev();

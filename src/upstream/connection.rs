@@ -75,7 +75,8 @@ impl Connection {
         alarm.move_to(deadline);
         async move {
             // asked whenever the driver has been, which alone delivers the answer or gives the request back: nobody is to be
-            // woken for it, and tokio's budget is no reason to be asked again
+            // woken for it. Unconstrained: with tokio's budget spent an answer would be left where it is, and who is woken
+            // to ask again would be nobody
             let mut answer = pin!(unconstrained(sender.try_send_request(*request)));
             std::future::poll_fn(|cx| {
                 drive(driver, cx);

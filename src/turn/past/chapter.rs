@@ -23,9 +23,9 @@ use crate::turn::shared::Turn;
 const NONE: u16 = u16::MAX;
 /// Keys and replicas that are looked through for the one of the next turn; more of them are named twice.
 const LOOKED_THROUGH: usize = 8;
-/// Turns that are entered in the table at once: where it writes next is in no cache, and one wait is shorter than one for
-/// each of them.
-pub(super) const ENTERED_AT_ONCE: usize = 32;
+/// Turns that are put in the table at once. Their places in it are in no cache, and to wait for all together is shorter
+/// than to wait for each of them.
+pub(super) const TABLED_AT_ONCE: usize = 32;
 /// Bytes of how a turn failed, about.
 const FAILURE: usize = 2 * size_of::<Ended>() + 128;
 
@@ -42,8 +42,8 @@ pub(super) struct Placed {
     pub followers: u32,
     /// In the list of the chapter.
     more: u16,
-    /// The one with the same message before it.
-    pub older: u16,
+    /// The one with the same message before it, once it is in the table.
+    older: u16,
     /// Somebody has got all of its answer.
     pub is_delivered: bool,
     pub streams: bool,
@@ -202,8 +202,8 @@ pub(super) struct Chapter {
     upstreams: Vec<Arc<UpstreamMetrics>>,
     /// The latest by the beginning of each index. That is random: two alike are as rare as two equal indexes.
     latest: HashMap<u64, u16, RandomState>,
-    /// So many turns are in the table. Those behind them are found by their message alone, and looked through.
-    entered: usize,
+    /// So many turns are in the table. Those behind them have no names, and are looked through for a message.
+    tabled: usize,
     /// Where its answers end on the tape.
     pub end: u64,
     /// Bytes of those that somebody follows.
@@ -264,7 +264,7 @@ impl Chapter {
             keys: Vec::new(),
             upstreams: Vec::new(),
             latest: HashMap::default(),
-            entered: 0,
+            tabled: 0,
             end: 0,
             followed: 0,
             streams: 0,
@@ -274,7 +274,7 @@ impl Chapter {
 
     /// Nothing is added any more. Lists grow to twice what they had, so up to half of them is idle.
     pub(super) fn close(&mut self) {
-        self.enter();
+        self.table();
         shrink(&mut self.turns);
         shrink(&mut self.told);
         shrink(&mut self.more);
@@ -343,8 +343,8 @@ impl Chapter {
         let upstream = exchange.upstream.as_ref().map_or(NONE, |upstream| place_in(&mut self.upstreams, upstream));
         let (message, began, streams) = (turn.marks.message, turn.began, turn.streams);
         self.turns.push(Placed { message, began, followers, more, older: NONE, is_delivered, streams });
-        if has_names || self.turns.len() - self.entered >= ENTERED_AT_ONCE {
-            self.enter();
+        if has_names || self.turns.len() - self.tabled >= TABLED_AT_ONCE {
+            self.table();
         }
         let Answer { status, at, fields, body } =
             answer.unwrap_or(Answer { status: None, at: NO_ANSWER, fields: 0, body: 0 });
@@ -367,23 +367,17 @@ impl Chapter {
         prefetch_index(&self.told, self.told.len());
     }
 
-    /// Enters in the table what is not there yet.
-    fn enter(&mut self) {
-        let Self { turns, more, latest, entered, .. } = self;
-        for (place, placed) in turns.iter_mut().enumerate().skip(*entered) {
+    /// Puts in the table what is not there yet.
+    fn table(&mut self) {
+        let Self { turns, more, latest, tabled, .. } = self;
+        for (place, placed) in turns.iter_mut().enumerate().skip(*tabled) {
             let place = u16::try_from(place).unwrap_or(NONE);
             placed.older = latest.insert(beginning(&placed.message), place).unwrap_or(NONE);
             for name in listed(more, placed.more).into_iter().flat_map(More::names) {
                 latest.insert(beginning(&name), place);
             }
         }
-        *entered = turns.len();
-    }
-
-    /// The places of the turns with this message that are not in the table, the latest first.
-    fn not_entered<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = u16> + 'a {
-        let turns = self.turns.iter().enumerate().skip(self.entered).rev();
-        turns.filter(|(_, placed)| placed.message == *message).filter_map(|(place, _)| u16::try_from(place).ok())
+        *tabled = turns.len();
     }
 
     pub(super) fn turn(&self, place: u16) -> Option<&Placed> {
@@ -444,23 +438,21 @@ impl Chapter {
         less
     }
 
-    /// The place of the latest turn with this index.
-    pub(super) fn find(&self, index: &Index) -> Option<u16> {
-        let entered = || {
-            let place = *self.latest.get(&beginning(index))?;
-            let placed = self.turn(place)?;
-            let has =
-                placed.message == *index || self.more(placed).is_some_and(|more| more.names().any(|n| n == *index));
-            has.then_some(place)
-        };
-        self.not_entered(index).next().or_else(entered)
+    /// The place of the latest turn with this name.
+    pub(super) fn find(&self, name: &Index) -> Option<u16> {
+        let place = *self.latest.get(&beginning(name))?;
+        let more = self.more(self.turn(place)?)?;
+        more.names().any(|other| other == *name).then_some(place)
     }
 
     /// The places of the turns with this message, the latest first.
     pub(super) fn alike<'a>(&'a self, message: &'a Index) -> impl Iterator<Item = u16> + 'a {
+        let behind = self.turns.iter().enumerate().skip(self.tabled).rev();
+        let behind = behind.filter(|(_, placed)| placed.message == *message);
+        let behind = behind.filter_map(|(place, _)| u16::try_from(place).ok());
         let latest = self.latest.get(&beginning(message)).copied();
         let places = std::iter::successors(latest, |place| self.turn(*place).map(|placed| placed.older));
-        let entered = places.take_while(|place| self.turn(*place).is_some_and(|placed| placed.message == *message));
-        self.not_entered(message).chain(entered)
+        let tabled = places.take_while(|place| self.turn(*place).is_some_and(|placed| placed.message == *message));
+        behind.chain(tabled)
     }
 }

@@ -5,7 +5,7 @@ use super::*;
 use crate::letta::reply::Usage;
 use crate::telemetry::turn::Outcome;
 use crate::turn::log::{Ended, Head};
-use crate::turn::marks::{Marks, Target};
+use crate::turn::marks::{self, Marks, Target};
 use crate::turn::shared::Beginning;
 
 /// Room for all, in one chapter.
@@ -81,18 +81,27 @@ fn those_with_one_message_are_told_from_the_latest_on_and_no_others() {
 }
 
 #[test]
-fn a_turn_is_found_as_soon_as_it_is_over_whether_its_chapter_has_entered_it_or_not() {
+fn a_turn_is_found_as_soon_as_it_is_over_whether_it_is_in_its_chapters_table_or_not() {
     let mut past = Past::default();
-    let mut numbers = [Vec::new(), Vec::new(), Vec::new()];
-    for turn in 0..4 * chapter::ENTERED_AT_ONCE {
-        let message = turn % 5 % 3;
-        numbers[message].insert(0, answered(&mut past, u8::try_from(message).unwrap(), b"", &roomy()));
-        for (message, numbers) in (0u8..).zip(&numbers) {
+    let mut numbers = [const { Vec::new() }; 3];
+    let mut named = [None; 3];
+    for turn in 0..FEW + 3 * chapter::TABLED_AT_ONCE {
+        let (message, is_named) = (turn % 5 % 3, turn % 47 == 0);
+        match u8::try_from(message).unwrap() {
+            message if is_named => drop(streamed(&mut past, message, Instant::now(), &roomy())),
+            message => drop(answered(&mut past, message, b"", &roomy())),
+        }
+        let number = *past.numbers().last().unwrap();
+        numbers[message].insert(0, number);
+        named[message] = if is_named { Some(number) } else { named[message] };
+        for (message, (numbers, named)) in (0u8..).zip(numbers.iter().zip(named)) {
             let found: Vec<Number> = past.alike(&[message; 32]).map(|(number, ..)| number).collect();
             assert_eq!(found, numbers[..numbers.len().min(MOST_ALIKE)], "after {turn} turns");
-            assert_eq!(past.find(&[message; 32]).map(|(number, _)| number), numbers.first().copied());
+            let run = marks::run("a", &format!("run-{message}"));
+            assert_eq!(past.find(&run).map(|(number, _)| number), named, "after {turn} turns");
         }
     }
+    assert_eq!(past.chapters.len(), 2);
 }
 
 #[test]
@@ -308,6 +317,7 @@ fn what_a_forgotten_chapter_took_is_taken_again_and_goes_with_the_last() {
     let piece = past.tape.spare[1].as_ptr();
     answered(&mut past, 4, &[4; 2 * PIECE], &hasty());
     assert_eq!(past.chapters.back().unwrap().turns.as_ptr(), spare);
+    assert_eq!(lengths(&past, 4), [Some(2 * PIECE)]);
     assert!(past.tape.pieces.iter().any(|other| other.as_ptr() == piece) && past.tape.spare.is_empty());
 
     past.forget_oldest();
