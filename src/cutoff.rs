@@ -4,7 +4,6 @@
 //! connection is cut.
 
 use std::fmt;
-use std::future::Future as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,6 +36,20 @@ impl Cutoff {
 
     pub fn is_over(&self) -> bool {
         self.0.is_over.load(Ordering::SeqCst)
+    }
+
+    /// What comes of `work`; `None` if this is over before. `listens`: the task is woken then; else somebody else sees to
+    /// it that it is polled.
+    pub async fn before<T>(&self, listens: bool, mut work: Pin<&mut impl Future<Output = T>>) -> Option<T> {
+        let mut ear = listens.then(|| self.ear());
+        std::future::poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(Some(done)),
+            Poll::Pending => {
+                let is_over = ear.as_mut().map_or_else(|| self.is_over(), |ear| ear.poll(cx).is_ready());
+                if is_over { Poll::Ready(None) } else { Poll::Pending }
+            }
+        })
+        .await
     }
 
     /// To be polled by one task, mostly.
@@ -74,6 +87,8 @@ impl Ear {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
 
     #[tokio::test]
@@ -88,5 +103,20 @@ mod tests {
         let mut late = cutoff.ear();
         std::future::poll_fn(|cx| late.poll(cx)).await;
         assert!(cutoff.is_over());
+    }
+    #[tokio::test]
+    async fn what_is_done_before_counts_and_what_is_not_is_given_up() {
+        let cutoff = Cutoff::new();
+        assert_eq!(cutoff.before(true, pin!(async { 1 })).await, Some(1));
+        let waiting = {
+            let cutoff = cutoff.clone();
+            tokio::spawn(async move { cutoff.before(true, pin!(std::future::pending::<()>())).await })
+        };
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        cutoff.come();
+        assert_eq!(waiting.await.unwrap(), None);
+        assert_eq!(cutoff.before(false, pin!(std::future::pending::<()>())).await, None);
+        assert_eq!(cutoff.before(false, pin!(async { 1 })).await, Some(1), "what is there is not thrown away");
     }
 }

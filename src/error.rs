@@ -106,6 +106,8 @@ pub enum Error {
     StoreDown,
     /// The gateway is going down and takes no new requests.
     Draining,
+    /// The gateway went down before the answer was there; a replica may have the request.
+    CutOff,
     /// A bound of the gateway itself is reached (`what` names it).
     Overloaded { what: &'static str },
     /// No connection to a replica could be opened for want of the gateway's own; nothing was sent (`what` names it).
@@ -266,7 +268,7 @@ impl Error {
             Self::StreamBroken(error) if error.never_sent() || error.side() != Side::Upstream => error.reason(),
             Self::StreamBroken(_) => "upstream_stream_broken",
             Self::StoreDown => "gateway_store_down",
-            Self::Draining => "gateway_draining",
+            Self::Draining | Self::CutOff => "gateway_draining",
             Self::Overloaded { .. } => "gateway_overloaded",
             Self::Exhausted { .. } => "gateway_exhausted",
             Self::Internal(_) => "gateway_internal",
@@ -320,6 +322,7 @@ impl Error {
             | Self::StoreDown
             | Self::LimitsUnknown
             | Self::Draining
+            | Self::CutOff
             | Self::Overloaded { .. }
             | Self::Exhausted { .. }
             | Self::Internal(_) => Side::Gateway,
@@ -372,6 +375,7 @@ impl Error {
             | Self::StoreDown
             | Self::LimitsUnknown
             | Self::Draining
+            | Self::CutOff
             | Self::Overloaded { .. }
             | Self::Exhausted { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Internal(_) => StatusCode::INTERNAL_SERVER_ERROR,
@@ -385,7 +389,8 @@ impl Error {
             Self::UpstreamTimeout { .. }
             | Self::StreamBroken(_)
             | Self::TurnLost { .. }
-            | Self::AnswerNotKept { .. } => false,
+            | Self::AnswerNotKept { .. }
+            | Self::CutOff => false,
             Self::NoUpstream
             | Self::UpstreamConnect { .. }
             | Self::UpstreamBusy { .. }
@@ -489,6 +494,7 @@ impl Error {
             Self::StreamBroken(error) => Self::StreamBroken(Box::new(error.again())),
             Self::StoreDown => Self::StoreDown,
             Self::Draining => Self::Draining,
+            Self::CutOff => Self::CutOff,
             Self::Overloaded { what } => Self::Overloaded { what },
             Self::Exhausted { what, cause } => Self::Exhausted { what, cause: text(cause) },
             Self::Internal(cause) => Self::Internal(text(cause)),
@@ -608,6 +614,7 @@ impl fmt::Display for Error {
             Self::StreamBroken(_) => f.write_str("the replica broke off the event stream"),
             Self::StoreDown => f.write_str("the store that gateways share cannot be reached; the message was not sent"),
             Self::Draining => f.write_str("the gateway is shutting down"),
+            Self::CutOff => f.write_str("the gateway shut down before the answer was there: the request may have been executed"),
             Self::Overloaded { what } => write!(f, "the gateway is at its limit of {what}"),
             Self::Exhausted { what, .. } => write!(f, "the gateway has no more {what}; the request was not sent"),
             Self::Internal(_) => f.write_str("the gateway failed; its log has the cause under this request's id"),

@@ -4,12 +4,13 @@
 //! Nothing that came in as a request goes unrecorded: the [`Record`] is made before anything is checked and goes out
 //! with the response's body, or is dropped with the request when the client leaves first.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONNECTION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, Version};
 use hyper::body::Incoming;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -78,9 +79,15 @@ impl<Next: Handle<Received>> Recorder<Next> {
     pub async fn answer(&self, begun: Begun) -> Response {
         let Begun { mut record, received } = begun;
         let answer = match received.request.extensions().get::<Late>() {
-            None => self.next.handle(received, &mut record).await,
-            Some(Late) => Err(Error::Draining),
+            None => {
+                // over HTTP/1 its connection has the task, and is woken at the cutoff
+                let has_its_own_task = record.version >= Version::HTTP_2;
+                let handled = pin!(self.next.handle(received, &mut record));
+                self.sink.cutoff.before(has_its_own_task, handled).await
+            }
+            Some(Late) => Some(Err(Error::Draining)),
         };
+        let answer = answer.unwrap_or_else(|| Err(cut_off(&record)));
         let mut response = answer.unwrap_or_else(|error| {
             record.failed(&error);
             refuse(&error, &record)
@@ -97,6 +104,15 @@ impl<Next: Handle<Received>> Recorder<Next> {
         record.responded = Some(Instant::now());
         response.map(|body| body.watched(record))
     }
+}
+
+/// Why a request has no answer when the drain time is over.
+fn cut_off(record: &Record) -> Error {
+    let may_be_sent = match &record.turn {
+        Some((_, facts)) => facts.upstream().is_some(),
+        None => record.sent.is_some(),
+    };
+    if may_be_sent { Error::CutOff } else { Error::Draining }
 }
 
 /// The gateway's own answer, in a shape both official clients and Letta's own users read.

@@ -98,6 +98,7 @@ fn errors() -> Vec<Error> {
         Error::StreamBroken(Box::new(closed())),
         Error::StoreDown,
         Error::Draining,
+        Error::CutOff,
         Error::Overloaded { what: "connections" },
         Error::Exhausted { what: "open files", cause: cause() },
         Error::Internal(cause()),

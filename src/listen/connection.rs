@@ -164,6 +164,8 @@ async fn drive<C: Http>(
     let mut abort = pin!(stop.abort.cancelled());
     let mut alarm = pin!(tokio::time::sleep_until(Instant::now()));
     let mut draining = false;
+    let mut cutoff = stop.cutoff.ear();
+    let mut cut = false;
     poll_fn(|cx| {
         progress.belongs_to(cx.waker());
         loop {
@@ -179,6 +181,11 @@ async fn drive<C: Http>(
             let cx = &mut Context::from_waker(&bell);
             if abort.as_mut().poll(cx).is_ready() {
                 return Poll::Ready(Err(Reason::DrainDeadline));
+            }
+            if !cut && cutoff.poll(cx).is_ready() {
+                // its request may say so now
+                cut = true;
+                continue;
             }
             let mut retire = false;
             if !draining && drain.as_mut().poll(cx).is_ready() {

@@ -104,7 +104,7 @@ impl Drop for Unfinished {
         match self.turn.log.phase() {
             Phase::Waiting { .. } => self.never_sent(Error::ClientLeft),
             Phase::Sent | Phase::Over => {
-                self.end(Ending::Logged(Ended::Failed(Error::Draining)), Instant::now());
+                self.end(Ending::Logged(Ended::Failed(Error::CutOff)), Instant::now());
             }
         }
     }
@@ -165,9 +165,9 @@ mod tests {
         assert!(desk.registry.claim(&turn, Dedupe::Repeats).unwrap().is_none());
         turn.log.set_phase(Phase::Sent);
         drop(Unfinished::new(&desk, &turn));
-        assert!(!turn.is_void() && matches!(head(&turn, place), Err(Error::Draining)));
+        assert!(!turn.is_void() && matches!(head(&turn, place), Err(Error::CutOff)));
         let again = desk.registry.claim(&self::turn(true), Dedupe::Repeats).unwrap().unwrap();
-        assert!(matches!(head(&again.turn, again.place.unwrap()), Err(Error::Draining)));
+        assert!(matches!(head(&again.turn, again.place.unwrap()), Err(Error::CutOff)));
     }
 
     #[test]

@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http_body_util::BodyExt;
+use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use rustls::version::TLS13;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -92,6 +94,37 @@ async fn a_request_that_outlasts_the_drain_time_is_told_as_cut_by_the_gateway() 
     assert!(!whole);
     let log = proxy.log(1).await;
     assert_eq!((&log[0]["ended_by"], &log[0]["reason"]), (&"gateway".into(), &"gateway_draining".into()), "{}", log[0]);
+}
+
+#[tokio::test]
+async fn what_outlasts_the_drain_time_is_answered_and_what_may_be_sent_is_not_to_be_sent_again() {
+    for http2 in [false, true] {
+        let replica = Replica::start(|_| Reply::Hang).await;
+        let proxy = gateway(&[&replica], "").await;
+        let client = Client::builder(TokioExecutor::new()).http2_only(http2).build_http::<Full<Bytes>>();
+        let ask = |method, target: &str| {
+            let request = proxy.request(method, target).body(Full::from(&b"{\"input\":\"x\"}"[..])).unwrap();
+            let answer = client.request(request);
+            tokio::spawn(async move { Answer::of(answer.await.expect("an answer")).await })
+        };
+        let messages = format!("{}/messages", agent());
+        let sent = [ask("GET", "/v1/agents/"), ask("POST", "/v1/tools/"), ask("POST", &messages)];
+        replica.waits_for(sent.len()).await;
+        let waits = ask("POST", &messages);
+        proxy.metric_is("letta_gateway_turns_waiting", 1.0).await;
+
+        assert!(!proxy.gateway.drain(Duration::from_millis(20)).await);
+        let mut told = Vec::new();
+        for answer in sent.into_iter().chain([waits]) {
+            let answer = answer.await.unwrap();
+            assert_eq!((answer.status, &answer.json()["error"]["type"]), (503, &"gateway_draining".into()), "{http2}");
+            told.push((answer.header("x-should-retry").map(str::to_owned), answer.header("retry-after").is_some()));
+        }
+        let (never, soon) = ((Some("false".to_owned()), false), (None, true));
+        // a GET may be asked again, but nobody says when
+        assert_eq!(told, [(None, false), never.clone(), never, soon], "{http2}");
+        assert_eq!(replica.count(), 3);
+    }
 }
 
 #[tokio::test]

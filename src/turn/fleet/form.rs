@@ -109,7 +109,7 @@ pub(super) fn end(ended: &Ended) -> Option<Bytes> {
     };
     let mut end = End { how, run: None, fate: None, text: "".into(), timed_out: None };
     match error {
-        Some(Error::Draining) => return None,
+        Some(Error::Draining | Error::CutOff) => return None,
         Some(Error::TurnLost { run, fate, error }) => {
             (end.run, end.fate) = (run.clone(), Some(*fate));
             if let Error::UpstreamTimeout { after, .. } = &**error {
@@ -176,7 +176,7 @@ mod tests {
             _ => panic!("not what was told"),
         }
         assert!(matches!(read(&Ended::Failed(lost())), Ended::Failed(Error::TurnLost { .. })));
-        assert!(end(&Ended::Failed(Error::Draining)).is_none(), "a gateway that ends says nothing of its turns' ends");
+        assert!(end(&Ended::Failed(Error::CutOff)).is_none(), "a gateway that ends says nothing of its turns' ends");
         assert!(read_end(b"\x02{}").is_none() && read_end(b"").is_none());
     }
 
