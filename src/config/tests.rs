@@ -67,6 +67,15 @@ fn refused(more: &str, lines: &[&str]) {
 }
 
 #[test]
+fn a_gateway_is_no_replica_of_its_own() {
+    let told = told(&EXAMPLE.replace("http://127.0.0.1:8285", "http://localhost:8283"));
+    let its_own: Vec<_> = told.lines().filter(|line| line.contains("servers")).collect();
+    let line = "gateway.yaml:9:50: upstreams.letta.servers[1].url: localhost:8283 is listeners[0] of this gateway; write where a \
+                replica listens";
+    assert_eq!(its_own, [line]);
+}
+
+#[test]
 fn the_example_of_the_issue_is_accepted() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir(folder.path().join("certs")).unwrap();

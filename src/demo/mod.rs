@@ -64,6 +64,7 @@ One line a request follows. Ctrl-C ends the demo.
         port = tls.port(),
     )?;
     interrupted().await?;
+    writeln!(std::io::stdout(), "the demo ends")?;
     gateway.drain(settings.drain).await;
     Ok(())
 }

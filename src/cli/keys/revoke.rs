@@ -51,7 +51,8 @@ impl Revoke {
             return print(&format!("{}\n", json!({ "id": id, "revoked": hashes })));
         }
         print(&format!(
-            "revoked {id}: every gateway refuses it from now on; take it out of the configuration as well\n"
+            "revoked {id}: every gateway refuses it from now on, and that cannot be taken back (keys rotate makes its client \
+             a new one); take it out of the configuration as well\n"
         ))
     }
 }

@@ -52,7 +52,7 @@ pub(super) struct Config {
     pub cors: Cors,
     /// What is told on standard output and standard error.
     pub log: Log,
-    /// How long streams may go on after SIGTERM.
+    /// How long requests and streams may go on after SIGTERM; what has no answer then is told so.
     pub drain: DurationText,
     /// Worker threads: auto (one for each CPU) or a number. Takes a restart.
     pub workers: Workers,

@@ -102,7 +102,7 @@ pub(super) fn check(raw: raw::Config, path: &Path, env: Environment<'_>, known: 
     } = raw;
     let listeners = check.listeners(listeners);
     let admin = check.admin(admin, &listeners);
-    let (balance, upstream) = check.upstreams(upstreams);
+    let (balance, upstream) = check.upstreams(upstreams, &listeners);
     let more_keys = keys_file.map(|file| check.keys_file(file, env));
     let keys = check.keys(keys, more_keys.flatten(), &plans);
     let settings = Settings {

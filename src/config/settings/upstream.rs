@@ -1,6 +1,7 @@
 //! The replicas: where they are, how they are picked, watched and talked to.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use http::Uri;
@@ -8,7 +9,7 @@ use http::uri::Scheme;
 
 use super::{Check, DAY, HOUR, MILLISECOND, MINUTE};
 use crate::config::raw;
-use crate::{balance, upstream};
+use crate::{balance, listen, upstream};
 
 /// uvicorn closes a connection that was unused for so long.
 const UVICORN_KEEP_ALIVE: Duration = Duration::from_secs(5);
@@ -17,6 +18,7 @@ impl Check {
     pub(super) fn upstreams(
         &mut self,
         upstreams: BTreeMap<String, raw::Upstream>,
+        listeners: &[listen::Settings],
     ) -> (balance::Settings, upstream::Settings) {
         let count = upstreams.len();
         if count > 1 {
@@ -29,10 +31,16 @@ impl Check {
             self.problem("upstreams", format_args!("there is none; {fix}"));
             Default::default()
         });
-        self.upstream(&format!("upstreams.{name}"), group, count > 0)
+        self.upstream(&format!("upstreams.{name}"), group, count > 0, listeners)
     }
 
-    fn upstream(&mut self, path: &str, group: raw::Upstream, given: bool) -> (balance::Settings, upstream::Settings) {
+    fn upstream(
+        &mut self,
+        path: &str,
+        group: raw::Upstream,
+        given: bool,
+        listeners: &[listen::Settings],
+    ) -> (balance::Settings, upstream::Settings) {
         let raw::Upstream { servers, password, balance, health_check, ejection, timeouts, pool, max_body } = group;
         if servers.is_empty() && given {
             self.problem(&format!("{path}.servers"), "there is none; add e.g. - url: http://127.0.0.1:8284");
@@ -43,7 +51,7 @@ impl Check {
             raw::Balance::RoundRobin => balance::Policy::RoundRobin,
         };
         let replicas = balance::Settings {
-            servers: self.servers(path, servers),
+            servers: self.servers(path, servers, listeners),
             policy,
             health_check: self.health_check(&format!("{path}.health_check"), health_check),
             ejection: self.ejection(&format!("{path}.ejection"), ejection),
@@ -57,7 +65,12 @@ impl Check {
         (replicas, attempts)
     }
 
-    fn servers(&mut self, path: &str, servers: Vec<raw::Server>) -> Vec<balance::Server> {
+    fn servers(
+        &mut self,
+        path: &str,
+        servers: Vec<raw::Server>,
+        listeners: &[listen::Settings],
+    ) -> Vec<balance::Server> {
         let mut settings: Vec<balance::Server> = Vec::new();
         for (index, raw::Server { url, weight }) in servers.into_iter().enumerate() {
             let path = format!("{path}.servers[{index}]");
@@ -68,7 +81,17 @@ impl Check {
                 Ok(authority) if settings.iter().any(|other| other.authority == authority) => {
                     self.problem(&path, format_args!("{authority} stands here twice; keep one, and give it a weight"));
                 }
-                Ok(authority) => settings.push(balance::Server { authority, weight }),
+                Ok(authority) => {
+                    if let Some(own) = listeners.iter().position(|listener| leads_to(&authority, listener.address)) {
+                        self.problem(
+                            &path,
+                            format_args!(
+                                "{authority} is listeners[{own}] of this gateway; write where a replica listens"
+                            ),
+                        );
+                    }
+                    settings.push(balance::Server { authority, weight });
+                }
                 Err(why) => self.problem(&path, why),
             }
         }
@@ -137,6 +160,18 @@ impl Check {
     }
 }
 
+/// True if `authority` is without doubt an address of this machine that `listener` has.
+fn leads_to(authority: &str, listener: SocketAddr) -> bool {
+    let Some((host, port)) = authority.rsplit_once(':') else { return false };
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
+    let is_same = match host.parse::<IpAddr>() {
+        Ok(ip) => ip == listener.ip() || is_local(ip) && is_local(listener.ip()),
+        Err(_) => host == "localhost" && is_local(listener.ip()),
+    };
+    is_same && port.parse() == Ok(listener.port())
+}
+
 /// The `host:port` of a replica's URL, or what is wrong with it; the URL itself may hold a password.
 fn authority(url: &str) -> Result<String, String> {
     const FIX: &str = "write http://host:port";
@@ -159,5 +194,27 @@ fn authority(url: &str) -> Result<String, String> {
         None | Some(0) => Err(format!("has no port; {FIX}, e.g. http://127.0.0.1:8283")),
         Some(_) if authority.host().is_empty() => Err(format!("has no host; {FIX}")),
         Some(port) => Ok(format!("{}:{port}", authority.host().to_ascii_lowercase())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_surely_is_the_gateway_itself_is_taken_for_it() {
+        for (authority, listener, is_it) in [
+            ("127.0.0.1:8283", "0.0.0.0:8283", true),
+            ("localhost:8283", "127.0.0.1:8283", true),
+            ("[::1]:8283", "[::]:8283", true),
+            ("10.0.0.7:8283", "10.0.0.7:8283", true),
+            ("127.0.0.1:8284", "0.0.0.0:8283", false),
+            ("10.0.0.8:8283", "0.0.0.0:8283", false),
+            ("10.0.0.8:8283", "127.0.0.1:8283", false),
+            ("letta:8283", "0.0.0.0:8283", false),
+            ("localhost:8283", "10.0.0.7:8283", false),
+        ] {
+            assert_eq!(leads_to(authority, listener.parse().unwrap()), is_it, "{authority} {listener}");
+        }
     }
 }
