@@ -518,7 +518,7 @@ impl fmt::Display for Error {
             Self::MethodNotAllowed { allow } => {
                 write!(f, "Method Not Allowed: this path takes {allow}")
             }
-            Self::KeyMissing => f.write_str("no API key: send `Authorization: Bearer <key>`"),
+            Self::KeyMissing => f.write_str("no API key: send `Authorization: Bearer <key>`, with the word Bearer in front of it"),
             Self::KeyUnknown => f.write_str("the API key is not known to this gateway"),
             Self::KeyMistyped => f.write_str(
                 "the API key was not copied whole: its checksum does not fit; compare it with the one you were given",

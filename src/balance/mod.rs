@@ -4,6 +4,7 @@ pub mod endpoint;
 pub mod health;
 mod pick;
 
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -131,7 +132,7 @@ impl Balance {
                     return Err(Error::UpstreamPassword { upstream: endpoint.authority.to_string() });
                 }
                 if is_replica_fault(status, response.headers(), opening) {
-                    self.eject_after_failure(endpoint);
+                    self.eject_after_failure(endpoint, &status);
                 } else {
                     endpoint.succeeded();
                     if needs_password && status.is_success() {
@@ -139,9 +140,9 @@ impl Balance {
                     }
                 }
             }
-            Err(Error::UpstreamConnect { .. }) => {
+            Err(Error::UpstreamConnect { cause, .. }) => {
                 endpoint.metrics.connect_failed();
-                self.eject_after_failure(endpoint);
+                self.eject_after_failure(endpoint, cause);
             }
             Err(_) => {}
         }
@@ -149,11 +150,11 @@ impl Balance {
     }
 
     /// Leaves `endpoint` out for a while, unless it is the last one in rotation.
-    fn eject_after_failure(&self, endpoint: &Endpoint) {
+    fn eject_after_failure(&self, endpoint: &Endpoint, why: &dyn Display) {
         let now = Instant::now();
         let others = self.endpoints.iter().any(|other| other.place != endpoint.place && other.is_available(now));
         if let Some(pause) = endpoint.failed(&self.ejection, others, now) {
-            tracing::warn!(upstream = %endpoint.authority, seconds = pause.as_secs(), "replica ejected");
+            tracing::warn!(upstream = %endpoint.authority, seconds = pause.as_secs(), last = %why, "replica ejected");
         }
     }
 }

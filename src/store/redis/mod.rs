@@ -215,6 +215,10 @@ fn is_turned_away(error: &RedisError) -> bool {
 fn told(error: &RedisError) -> String {
     match error.code() {
         _ if error.is_io_error() => error.to_string(),
+        _ if error.kind() == ErrorKind::Parse => "what answers there is no Redis".to_owned(),
+        Some(code @ "NOAUTH") => format!("it wants a password: write it into the URL ({code})"),
+        Some(code @ "WRONGPASS") => format!("the URL has another user or password than it wants ({code})"),
+        Some(code) if error.category().is_empty() => code.to_owned(),
         Some(code) => format!("{}: {code}", error.category()),
         None => error.category().to_owned(),
     }

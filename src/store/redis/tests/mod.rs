@@ -17,6 +17,18 @@ async fn replicated(master: &RedisServer, replica: &RedisServer) {
     eventually("the replica has all", async || written(master).is_some() && written(master) == written(replica)).await;
 }
 
+#[test]
+fn what_is_wrong_with_a_server_is_told_with_what_mends_it_and_nothing_that_was_sent() {
+    let of = |reply: &[u8]| {
+        told(&::redis::parse_redis_value(reply).and_then(Value::extract_error).expect_err("no reply but an error"))
+    };
+    assert_eq!(of(b"-NOAUTH Authentication required.\r\n"), "it wants a password: write it into the URL (NOAUTH)");
+    let wrong = "the URL has another user or password than it wants (WRONGPASS)";
+    assert_eq!(of(b"-WRONGPASS invalid username-password pair\r\n"), wrong);
+    assert_eq!(of(b"HTTP/1.1 400 Bad Request\r\n\r\n"), "what answers there is no Redis");
+    assert_eq!(of(b"-NOPERM no permission to run 'get' with 'secret'\r\n"), "NOPERM");
+}
+
 const HOUR: Duration = Duration::from_hours(1);
 /// That no loaded machine exceeds.
 const PATIENT: Duration = Duration::from_secs(10);
