@@ -1,12 +1,13 @@
 //! The replicas: where they are, how they are picked, watched and talked to.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Uri;
 use http::uri::Scheme;
 
+use super::listeners::overlap;
 use super::{Check, DAY, HOUR, MILLISECOND, MINUTE};
 use crate::config::raw;
 use crate::{balance, listen, upstream};
@@ -162,14 +163,11 @@ impl Check {
 
 /// True if `authority` is without doubt an address of this machine that `listener` has.
 fn leads_to(authority: &str, listener: SocketAddr) -> bool {
-    let Some((host, port)) = authority.rsplit_once(':') else { return false };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let is_local = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
-    let is_same = match host.parse::<IpAddr>() {
-        Ok(ip) => ip == listener.ip() || is_local(ip) && is_local(listener.ip()),
-        Err(_) => host == "localhost" && is_local(listener.ip()),
-    };
-    is_same && port.parse() == Ok(listener.port())
+    let local = authority.strip_prefix("localhost:").map(|port| format!("127.0.0.1:{port}"));
+    let Ok(replica) = local.as_deref().unwrap_or(authority).parse::<SocketAddr>() else { return false };
+    // a listener on all addresses has others, too, but whether one of them is this machine's is not known here
+    let is_here = replica.ip().is_loopback() || replica.ip().is_unspecified();
+    replica == listener || is_here && overlap(replica, listener)
 }
 
 /// The `host:port` of a replica's URL, or what is wrong with it; the URL itself may hold a password.
@@ -206,7 +204,10 @@ mod tests {
         for (authority, listener, is_it) in [
             ("127.0.0.1:8283", "0.0.0.0:8283", true),
             ("localhost:8283", "127.0.0.1:8283", true),
+            ("0.0.0.0:8283", "127.0.0.1:8283", true),
             ("[::1]:8283", "[::]:8283", true),
+            ("[::1]:8283", "0.0.0.0:8283", false),
+            ("127.0.0.2:8283", "127.0.0.1:8283", false),
             ("10.0.0.7:8283", "10.0.0.7:8283", true),
             ("127.0.0.1:8284", "0.0.0.0:8283", false),
             ("10.0.0.8:8283", "0.0.0.0:8283", false),
