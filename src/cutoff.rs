@@ -104,6 +104,7 @@ mod tests {
         std::future::poll_fn(|cx| late.poll(cx)).await;
         assert!(cutoff.is_over());
     }
+
     #[tokio::test]
     async fn what_is_done_before_counts_and_what_is_not_is_given_up() {
         let cutoff = Cutoff::new();

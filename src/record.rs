@@ -97,7 +97,7 @@ impl<Next: Handle<Received>> Recorder<Next> {
         (self.grant_origin)(record.origin.as_ref(), response.headers_mut());
         let under_way = self.sink.metrics.in_flight.get();
         match record.answered {
-            // most answers of replicas have come whole
+            // hyper has woken this task already, if a replica's answer came whole
             Some(_) => gather_woken(under_way).await,
             None => gather(under_way).await,
         }

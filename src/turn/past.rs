@@ -284,12 +284,12 @@ impl Past {
     }
 
     /// The latest turn with this name, and when it began.
-    pub(super) fn find(&self, index: &Index) -> Option<(Number, Instant)> {
+    pub(super) fn find(&self, name: &Index) -> Option<(Number, Instant)> {
         let latest = || {
             let mut chapters = self.numbered().rev();
-            chapters.find_map(|(number, chapter)| Some(Number { chapter: number, place: chapter.find(index)? }))
+            chapters.find_map(|(number, chapter)| Some(Number { chapter: number, place: chapter.find(name)? }))
         };
-        let number = self.find_newest(index).map(|(number, _)| number).or_else(latest)?;
+        let number = self.find_newest(name).map(|(number, _)| number).or_else(latest)?;
         self.placed(number).map(|(_, placed)| (number, placed.began))
     }
 
