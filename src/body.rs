@@ -89,6 +89,15 @@ impl Body {
         }
     }
 
+    /// The bytes, if this body is whole already. They are not in it any more.
+    pub fn take_whole(&mut self) -> Option<Bytes> {
+        self.as_whole()?;
+        match std::mem::take(&mut self.content) {
+            Content::Whole(bytes) => Some(bytes),
+            Content::Empty | Content::Stream(_) => None,
+        }
+    }
+
     /// The first bytes, as far as they have come; None if nothing is known of them.
     pub fn opening(&self) -> Option<&[u8]> {
         match &self.content {

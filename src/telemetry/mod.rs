@@ -4,6 +4,7 @@ pub mod access;
 pub mod diagnostics;
 mod lines;
 pub mod metrics;
+pub mod millis;
 pub mod record;
 mod timestamp;
 pub mod turn;

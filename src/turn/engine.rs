@@ -3,7 +3,6 @@
 //!
 //! Until Letta has begun with the message the turn ends with its last follower. From then on it goes on without any.
 
-use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
@@ -55,7 +54,7 @@ pub(super) struct Engine<B> {
 /// What a turn is ready for.
 enum Prepared {
     /// Its message may be sent: the lane is its own, and it is known to all gateways.
-    Ready(Option<lane::Held>, Option<Standing>),
+    Ready(Option<lane::Held>, Option<Box<Standing>>),
     /// It was another gateway's, whose answer was followed to its end.
     Followed(Ended),
 }
@@ -66,6 +65,14 @@ struct Patience {
     pause: Duration,
     /// Set by the first of them.
     until: Option<Instant>,
+}
+
+/// What came of an exchange with Letta.
+enum Exchanged {
+    /// The whole answer, if it is no conflict.
+    Answered(Answered),
+    /// What has begun with this head. Boxed: most answers are whole.
+    Begun(Box<Response>),
 }
 
 /// How the work on a turn ended.
@@ -181,7 +188,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             self.sit()?;
             let lane = standing.alive(self.enter_lane()).await?;
             if standing.begin(dedupe, on_store_error, metrics).await? {
-                return Ok(Prepared::Ready(lane, Some(standing)));
+                return Ok(Prepared::Ready(lane, Some(Box::new(standing))));
             }
         }
         Err(Error::Overloaded { what: "attempts to begin a turn" })
@@ -281,15 +288,19 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     async fn work(&mut self) -> Result<Worked, Error> {
         let running = Gauged::new(&self.unfinished.desk.metrics.turns.running);
         let mut patience = Patience { pause: conflict::FIRST_PAUSE, until: None };
-        let response = loop {
+        let mut response = loop {
             self.unfinished.turn.log.set_phase(Phase::Sent);
             match self.exchange().await {
-                Ok(response) if response.status() == StatusCode::CONFLICT => {
-                    if let Some(response) = Box::pin(self.after_conflict(response, &mut patience)).await? {
+                Ok(Exchanged::Answered(answered)) => {
+                    self.message.forget();
+                    return Ok(Worked::Answered(answered));
+                }
+                Ok(Exchanged::Begun(response)) if response.status() == StatusCode::CONFLICT => {
+                    if let Some(response) = Box::pin(self.after_conflict(*response, &mut patience)).await? {
                         break response;
                     }
                 }
-                Ok(response) => break response,
+                Ok(Exchanged::Begun(response)) => break *response,
                 Err(error) => {
                     self.unfinished.turn.facts.exchanged(self.record.exchange());
                     let lost = |error| Worked::Lost { error, as_event: false };
@@ -298,10 +309,11 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             }
         };
         self.message.forget();
-        let (head, body) = match relay::whole(response, self.record.exchange()) {
-            ControlFlow::Break(answered) => return Ok(Worked::Answered(answered)),
-            ControlFlow::Continue(parts) => parts,
-        };
+        if let Some(answered) = relay::whole(&mut response, &self.record) {
+            return Ok(Worked::Answered(answered));
+        }
+        let (parts, body) = response.into_parts();
+        let head = Head { status: parts.status, headers: parts.headers, exchange: self.record.exchange() };
         self.unfinished.turn.facts.exchanged(head.exchange.clone());
         let relayed = boxed::pin(|| self.relayed(head, body)).await;
         drop(running);
@@ -315,16 +327,19 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         })
     }
 
-    /// One exchange with Letta, up to the head of its answer.
-    fn exchange(&mut self) -> Pin<Box<impl Future<Output = Result<Response, Error>>>> {
+    /// One exchange with Letta, up to the head of its answer, or to the end of one that is whole.
+    fn exchange(&mut self) -> Pin<Box<impl Future<Output = Result<Exchanged, Error>>>> {
         let (dispatch, left) = (self.message.dispatch(), self.when_left());
         let Self { below, record, .. } = self;
         // boxed: it is over when the answer begins, and a stream goes on for long
         boxed::pin(|| async move {
-            match left {
-                None => below.handle(dispatch, record).await,
-                Some(left) => Box::pin(beside(left, pin!(below.handle(dispatch, record)))).await,
-            }
+            let mut response = match left {
+                None => below.handle(dispatch, record).await?,
+                Some(left) => Box::pin(beside(left, pin!(below.handle(dispatch, record)))).await?,
+            };
+            let is_conflict = response.status() == StatusCode::CONFLICT;
+            let answered = if is_conflict { None } else { relay::whole(&mut response, record) };
+            Ok(answered.map_or_else(|| Exchanged::Begun(Box::new(response)), Exchanged::Answered))
         })
     }
 
@@ -341,7 +356,7 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
         let relay = self.relay();
         let left = self.when_left();
         let relayed = async {
-            if is_stream(&head) {
+            if is_stream(head.status, &head.headers) {
                 self.unfinished.turn.log.begin(head, None);
                 relay.stream(body).await
             } else {

@@ -81,7 +81,7 @@ impl Drop for Follower {
 
 /// A whole answer, given by hand to the client that drives its turn.
 pub(super) struct Given {
-    pub answer: Whole,
+    pub answer: Box<Whole>,
     /// How long the turn waited for its lane.
     pub queued: Duration,
 }

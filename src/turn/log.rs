@@ -66,7 +66,7 @@ pub(super) enum Ending {
     Logged(Ended),
     /// The whole answer.
     Whole {
-        answer: Whole,
+        answer: Box<Whole>,
         /// Other gateways are told of it from the log, its head, too.
         is_known_to_all: bool,
     },
@@ -318,7 +318,7 @@ impl Log {
         ending: Ending,
         number: Number,
         keep: impl FnOnce(Said<'_>) -> Option<Kept>,
-    ) -> (Packed<Kept>, Option<Whole>) {
+    ) -> (Packed<Kept>, Option<Box<Whole>>) {
         let mut state = self.lock_with_head();
         let state = &mut *state;
         state.number = Some(number);
@@ -331,7 +331,7 @@ impl Log {
                 (Ended::Whole, Some(answer))
             }
             Ending::Whole { answer, is_known_to_all } => {
-                state.fill(answer, is_known_to_all, self.max);
+                state.fill(*answer, is_known_to_all, self.max);
                 (Ended::Whole, None)
             }
         };
@@ -340,7 +340,7 @@ impl Log {
             Some(Ended::Whole) | None => None,
             Some(ended) => Some(Arc::new(ended.again())),
         };
-        let (head, first) = match &given {
+        let (head, first) = match given.as_deref() {
             Some(Whole { head, body }) => (Some(SaidHead::AsCame(head)), Some(body)),
             None => {
                 let fresh = state.fresh.as_deref().map(SaidHead::AsCame);

@@ -20,7 +20,7 @@ pub(super) enum Target {
 
 impl Target {
     /// `None` if neither path nor body names one: Letta will say so.
-    pub(super) fn of(sends: Sends, subject: Option<&Arc<str>>, sending: &Sending) -> Option<Self> {
+    pub(super) fn of(sends: Sends, subject: Option<&Arc<str>>, sending: &Sending<'_>) -> Option<Self> {
         let agent = |id: &Arc<str>| Some(Self::Agent(Arc::clone(id)));
         let named = || sending.agent.as_deref().map(|id| Self::Agent(id.into()));
         match (sends, subject) {
@@ -61,14 +61,15 @@ impl Marks {
         key: &str,
         sends: Sends,
         target: &Target,
-        sending: &Sending,
+        sending: &Sending<'_>,
         repeat: Repeat<'_>,
     ) -> Result<Self, Error> {
         if repeat.key.is_some_and(|key| key.len() > LONGEST_KEY) {
             return Err(Error::BadHeader("Idempotency-Key is longer than 256 bytes: a UUID will do"));
         }
         let key = key.as_bytes();
-        let message = index(b"message", &[key, &[sends as u8], target.id().as_bytes(), &sending.digest]);
+        // begins like no other index: with the letter of a map, or of what is none
+        let message = sending.digest(&[key, &[sends as u8], target.id().as_bytes()]);
         Ok(Self {
             message,
             otid: sending.otids.map(|otids| index(b"otid", &[&message, &otids])),

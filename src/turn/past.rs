@@ -25,8 +25,8 @@ use super::{Index, Settings};
 use crate::letta::routes::Sends;
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Facts;
-pub(super) use chapter::More;
-use chapter::{Answer, Chapter, Placed, beginning};
+use chapter::{Answer, Chapter, Placed};
+pub(super) use chapter::{More, beginning};
 use tape::Tape;
 
 /// Turns with one message that are looked at.
@@ -125,7 +125,13 @@ impl Past {
 
     /// Takes up `turn`, which ends `now`. Nobody may enter its log any more. The answer is given back where whoever
     /// drives the turn can be given it by hand.
-    pub(super) fn push(&mut self, turn: &Turn, ending: Ending, now: Instant, settings: &Settings) -> Option<Whole> {
+    pub(super) fn push(
+        &mut self,
+        turn: &Turn,
+        ending: Ending,
+        now: Instant,
+        settings: &Settings,
+    ) -> Option<Box<Whole>> {
         self.open(now, settings);
         let last = u32::try_from(self.chapters.len().saturating_sub(1)).unwrap_or(0);
         let Self { chapters, tape, fields, .. } = self;

@@ -5,6 +5,8 @@
 //! forgotten, and a repeat of theirs is a new turn.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::{Hash, Hasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
@@ -21,6 +23,16 @@ use crate::telemetry::metrics::TurnMetrics;
 /// Turns with one index; there is seldom more than one.
 type Alike = SmallVec<[Arc<Turn>; 1]>;
 
+/// An index that is found by its first bytes.
+#[derive(PartialEq, Eq)]
+struct Name(Index);
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(past::beginning(&self.0));
+    }
+}
+
 #[derive(Default)]
 pub(super) struct Registry {
     inner: Mutex<Inner>,
@@ -29,7 +41,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct Inner {
     /// Those that run.
-    by: HashMap<Index, Alike, RandomState>,
+    by: HashMap<Name, Alike, RandomState>,
     /// So many of them are streams.
     streams: usize,
     /// Those that are over.
@@ -56,7 +68,7 @@ enum Known {
 impl Inner {
     /// Of more than [`MOST_ALIKE`] with one index the oldest is forgotten under that index.
     fn add(&mut self, index: Index, turn: &Arc<Turn>) {
-        let alike = self.by.entry(index).or_default();
+        let alike = self.by.entry(Name(index)).or_default();
         if alike.len() == MOST_ALIKE {
             let oldest = alike.remove(0);
             if oldest.may_be_newest() && oldest.newest() == index {
@@ -77,11 +89,10 @@ impl Inner {
     fn remove(&mut self, turn: &Arc<Turn>) {
         self.streams -= usize::from(turn.streams);
         for index in Self::known_by(turn) {
-            if let Some(alike) = self.by.get_mut(&index) {
-                alike.retain(|other| !Arc::ptr_eq(other, turn));
-                if alike.is_empty() {
-                    self.by.remove(&index);
-                }
+            let Entry::Occupied(mut alike) = self.by.entry(Name(index)) else { continue };
+            alike.get_mut().retain(|other| !Arc::ptr_eq(other, turn));
+            if alike.get().is_empty() {
+                alike.remove();
             }
         }
     }
@@ -97,12 +108,12 @@ impl Inner {
         if self.streams + self.past.streams() == 0 {
             return;
         }
-        if let Some(streams) = self.by.get_mut(&turn.newest()) {
+        if let Entry::Occupied(mut streams) = self.by.entry(Name(turn.newest())) {
             let is_before = |other: &Arc<Turn>| other.began <= turn.began;
-            streams.iter().filter(|other| is_before(other)).for_each(|other| other.supersede());
-            streams.retain(|other| !is_before(other));
-            if streams.is_empty() {
-                self.by.remove(&turn.newest());
+            streams.get().iter().filter(|other| is_before(other)).for_each(|other| other.supersede());
+            streams.get_mut().retain(|other| !is_before(other));
+            if streams.get().is_empty() {
+                streams.remove();
             }
         }
         self.past.supersede(&turn.newest(), turn.began);
@@ -110,7 +121,7 @@ impl Inner {
 
     /// Those with this index that run, the latest last.
     fn running(&self, index: &Index) -> impl DoubleEndedIterator<Item = &Arc<Turn>> {
-        self.by.get(index).into_iter().flatten().filter(|turn| !turn.log.is_given_up())
+        self.by.get(&Name(*index)).into_iter().flatten().filter(|turn| !turn.log.is_given_up())
     }
 
     /// The turn with this index that began last.
@@ -174,10 +185,13 @@ impl Inner {
     }
 
     fn expire(&mut self, now: Instant, settings: &Settings, metrics: &TurnMetrics) {
-        let Settings { window, max_total, .. } = *settings;
-        while self.past.has_expired(now, window) {
+        while self.past.has_expired(now, settings.window) {
             self.past.forget_oldest();
         }
+        self.bound(settings.max_total, metrics);
+    }
+
+    fn bound(&mut self, max_total: u64, metrics: &TurnMetrics) {
         while self.past.bytes() > max_total && self.make_room(max_total) {}
         metrics.kept.set(i64::try_from(self.past.len()).unwrap_or(i64::MAX));
         self.tell_bytes(metrics);
@@ -263,14 +277,14 @@ impl Registry {
         now: Instant,
         settings: &Settings,
         metrics: &TurnMetrics,
-    ) -> Option<Whole> {
+    ) -> Option<Box<Whole>> {
         let mut inner = self.lock();
         if !turn.streams {
             inner.supersede(turn);
         }
         inner.remove(turn);
         let given = inner.past.push(turn, ending, now, settings);
-        inner.expire(now, settings, metrics);
+        inner.bound(settings.max_total, metrics);
         given
     }
 

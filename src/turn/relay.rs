@@ -1,10 +1,9 @@
 //! Reads what an answer of a replica's says of its turn, and writes one that comes in parts to the turn's log.
 
-use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use tokio::time::Instant;
@@ -13,20 +12,22 @@ use super::log::{Head, Log, Whole};
 use super::shared::Turn;
 use super::step::Desk;
 use crate::body::{Body, Response};
+use crate::boxed;
 use crate::error::Error;
 use crate::letta::reply::{self, Usage};
 use crate::letta::sse::{self, Cutter};
-use crate::telemetry::record::Exchange;
+use crate::telemetry::Record;
 use crate::telemetry::turn::Outcome;
 
 /// Comes as events.
-pub(super) fn is_stream(head: &Head) -> bool {
-    head.status == StatusCode::OK && sse::is_event_stream(&head.headers)
+pub(super) fn is_stream(status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::OK && sse::is_event_stream(headers)
 }
 
 /// An answer that was all there at once.
 pub(super) struct Answered {
-    pub answer: Whole,
+    /// Boxed: it goes through many hands.
+    pub answer: Box<Whole>,
     pub outcome: Outcome,
     pub usage: Option<Usage>,
 }
@@ -51,18 +52,17 @@ fn read(status: StatusCode, body: &[u8]) -> (Outcome, Option<Usage>) {
     }
 }
 
-/// An answer that is all there, as most are, or what is still to be relayed.
-pub(super) fn whole(response: Response, exchange: Exchange) -> ControlFlow<Answered, (Head, Body)> {
-    let (parts, body) = response.into_parts();
-    let head = Head { status: parts.status, headers: parts.headers, exchange };
-    match body.as_whole() {
-        Some(whole) if !is_stream(&head) => {
-            let (outcome, usage) = read(head.status, whole);
-            let answer = Whole { head, body: whole.clone() };
-            ControlFlow::Break(Answered { answer, outcome, usage })
-        }
-        _ => ControlFlow::Continue((head, body)),
+/// An answer that is all there, as most are. `None`: it is still to be relayed.
+pub(super) fn whole(response: &mut Response, record: &Record) -> Option<Answered> {
+    let status = response.status();
+    if is_stream(status, response.headers()) {
+        return None;
     }
+    let body = response.body_mut().take_whole()?;
+    let (outcome, usage) = read(status, &body);
+    let headers = std::mem::take(response.headers_mut());
+    let answer = boxed::make(|| Whole { head: Head { status, headers, exchange: record.exchange() }, body });
+    Some(Answered { answer, outcome, usage })
 }
 
 pub(super) struct Relay<'a> {

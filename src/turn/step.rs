@@ -38,6 +38,7 @@ use crate::letta::sse;
 use crate::limits::Seat;
 use crate::step::{Handle, Step};
 use crate::store::Store;
+use crate::telemetry::millis::Millis;
 use crate::telemetry::record::{Exchange, Sink};
 use crate::telemetry::turn::{Part, SharedFacts};
 use crate::telemetry::{Metrics, Record};
@@ -158,11 +159,12 @@ impl Turns {
             Sent::Known(repeated) => Box::pin(self.repeat(repeated, record)).await,
             Sent::Stream(follower) => self.stream(follower, record).await,
             Sent::Begun(driven, mut follower) => match driven.answer(&mut follower).await {
-                Some(Given { answer: Whole { head, body }, queued }) => {
+                Some(Given { answer, queued }) => {
+                    let Whole { head, body } = *answer;
                     record.queued = queued;
-                    let (response, exchange) = with_head(head, Part::Started, queued);
+                    let (response, exchange) = with_head(head, Body::whole(body), Part::Started, queued);
                     record.adopt(exchange);
-                    Ok(response.map(|_| Body::whole(body)))
+                    Ok(response)
                 }
                 None => {
                     let head = follower.head().await;
@@ -226,7 +228,7 @@ impl Turns {
             record: record.apart(),
         });
         engine.record.turn.clone_from(&record.turn);
-        if sending.streams {
+        if streams {
             desk.tasks.spawn(engine.run());
             return Ok(Sent::Stream(follower));
         }
@@ -351,21 +353,24 @@ impl Turns {
 
     /// The response with the turn's own head, without the stream's first `after` events.
     fn response(&self, head: Head, follower: Follower, part: Part, after: u64) -> Response {
-        let (response, _) = with_head(head, part, follower.turn().facts.now().queued);
-        let is_stream = sse::is_event_stream(response.headers());
-        if !is_stream && let Some(whole) = follower.whole() {
-            return response.map(|_| Body::whole(whole));
-        }
-        let keepalive = is_stream.then(|| Keepalive::new(self.desk.settings.keepalive));
-        let body = Following::after_head(follower, keepalive, self.desk.cutoff.ear()).skipping(after);
-        response.map(|_| Body::stream(body))
+        let queued = follower.turn().facts.now().queued;
+        let is_stream = sse::is_event_stream(&head.headers);
+        let whole = if is_stream { None } else { follower.whole() };
+        let body = match whole {
+            Some(whole) => Body::whole(whole),
+            None => {
+                let keepalive = is_stream.then(|| Keepalive::new(self.desk.settings.keepalive));
+                Body::stream(Following::after_head(follower, keepalive, self.desk.cutoff.ear()).skipping(after))
+            }
+        };
+        with_head(head, body, part, queued).0
     }
 }
 
-/// The response with the turn's own head, without a body, and the exchange that this was of.
-fn with_head(head: Head, part: Part, queued: Duration) -> (Response, Exchange) {
+/// The response with the turn's own head, and the exchange that this was of.
+fn with_head(head: Head, body: Body, part: Part, queued: Duration) -> (Response, Exchange) {
     let Head { status, headers, exchange } = head;
-    let mut response = Response::new(Body::empty());
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     *response.headers_mut() = headers;
     let headers = response.headers_mut();
@@ -381,14 +386,10 @@ fn with_head(head: Head, part: Part, queued: Duration) -> (Response, Exchange) {
 /// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.
 fn timing(queued: Duration, letta: Duration) -> HeaderValue {
     let mut text: SmallVec<[u8; 64]> = SmallVec::new();
-    for (name, duration) in [("queue;dur=", queued), (", letta;dur=", letta)] {
-        text.extend_from_slice(name.as_bytes());
-        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-        let (whole, part) = (micros / 1000, micros % 1000);
-        text.extend_from_slice(itoa::Buffer::new().format(whole).as_bytes());
-        text.push(b'.');
-        text.extend([part / 100, part / 10 % 10, part % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or(0)));
-    }
+    text.extend_from_slice(b"queue;dur=");
+    text.extend_from_slice(Millis::of(queued).as_bytes());
+    text.extend_from_slice(b", letta;dur=");
+    text.extend_from_slice(Millis::of(letta).as_bytes());
     HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
 }
 
@@ -400,7 +401,7 @@ fn tell_part(part: Part, headers: &mut HeaderMap) {
 
 /// Refuses what could be answered with somebody else's run: Letta finds the run of a background message by its `otid`s
 /// alone (`services/streaming_service.py`, `try_recover_duplicate_request`), whoever asks.
-fn own_run(sending: &Sending) -> Result<(), Error> {
+fn own_run(sending: &Sending<'_>) -> Result<(), Error> {
     if sending.is_unclear {
         return Err(Error::BadBody(UNREAD));
     }

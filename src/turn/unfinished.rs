@@ -28,12 +28,14 @@ impl Unfinished {
     pub(super) fn answered(&mut self, answered: Answered) -> Option<Given> {
         let Answered { answer, outcome, usage } = answered;
         let turn = &self.turn;
-        let facts = turn.facts.answered(outcome, usage, &answer.head.exchange);
-        let now = Instant::now();
+        let exchange = &answer.head.exchange;
+        let facts = turn.facts.answered(outcome, usage, exchange);
+        // all of it came with its head
+        let now = exchange.answered.unwrap_or_else(Instant::now);
         self.count(outcome, &facts, now);
         let is_known_to_all = turn.is_known_to_all();
         if may_come_again(outcome, answer.head.status) {
-            turn.log.fill(answer, is_known_to_all);
+            turn.log.fill(*answer, is_known_to_all);
             self.forget(Ended::Whole);
             return None;
         }
@@ -77,7 +79,7 @@ impl Unfinished {
     }
 
     /// The turn ends `now`, and can be repeated from then on.
-    fn end(&mut self, ending: Ending, now: Instant) -> Option<Whole> {
+    fn end(&mut self, ending: Ending, now: Instant) -> Option<Box<Whole>> {
         self.has_ended = true;
         let Self { desk, turn, .. } = self;
         desk.registry.over(turn, ending, now, &desk.settings, &desk.metrics.turns)

@@ -19,7 +19,7 @@ const MOST_KEPT: usize = 16 * 1024;
 
 /// What is known of a send before Letta has it.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Sending {
+pub struct Sending<'b> {
     /// The agent that the body names, where the path does not.
     pub agent: Option<Box<str>>,
     /// The answer is to be an event stream.
@@ -33,13 +33,19 @@ pub struct Sending {
     /// Letta may read in the body what the gateway cannot: Python's `json` takes the last of two equal names, `NaN`, a
     /// byte order mark and UTF-16, and as many values as there are.
     pub is_unclear: bool,
-    /// SHA-256 over the message without its `otid`s.
-    pub digest: [u8; 32],
+    /// The message without its `otid`s.
+    message: Message<'b>,
 }
 
-impl Sending {
+#[derive(Debug, PartialEq, Eq)]
+enum Message<'b> {
+    Read(Json<'b>),
+    Unread(&'b [u8]),
+}
+
+impl<'b> Sending<'b> {
     /// Reads `body` as the kind of send that its route is.
-    pub fn read(sends: Sends, body: &[u8]) -> Self {
+    pub fn read(sends: Sends, body: &'b [u8]) -> Self {
         let Ok(Json::Map(mut fields)) = json::parse(body) else { return Self::unread(sends, body) };
         let flag = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value);
         let is = |name: &str, value: bool| flag(name) == Some(&Json::Bool(value));
@@ -77,12 +83,12 @@ impl Sending {
             fields.sort_unstable_by(|(one, _), (other, _)| one.cmp(other));
         }
         let has_plain_otid = otids.has_plain;
-        let digest = digest(&Json::Map(fields));
-        Self { agent, streams, background, otids: otids.digest(), has_plain_otid, is_unclear: false, digest }
+        let message = Message::Read(Json::Map(fields));
+        Self { agent, streams, background, otids: otids.digest(), has_plain_otid, is_unclear: false, message }
     }
 
     /// Of a body that Letta is going to refuse, or that only it can read, or only at too great a cost.
-    pub fn unread(sends: Sends, body: &[u8]) -> Self {
+    pub fn unread(sends: Sends, body: &'b [u8]) -> Self {
         let streams = matches!(sends, Sends::AgentStream | Sends::Conversation);
         Self {
             agent: None,
@@ -91,23 +97,28 @@ impl Sending {
             otids: None,
             has_plain_otid: false,
             is_unclear: may_be_object(body),
-            digest: Sha256::digest(body).into(),
+            message: Message::Unread(body),
         }
+    }
+
+    /// SHA-256 over the message without its `otid`s and over `beside`, part by part.
+    pub fn digest(&self, beside: &[&[u8]]) -> [u8; 32] {
+        ENCODED.with_borrow_mut(|encoded| {
+            encoded.clear();
+            encoded.shrink_to(MOST_KEPT);
+            match &self.message {
+                Message::Read(json) => json.encode(encoded),
+                Message::Unread(body) => json::encode_unread(body, encoded),
+            }
+            beside.iter().for_each(|part| json::encode_unread(part, encoded));
+            Sha256::digest(&*encoded).into()
+        })
     }
 }
 
 thread_local! {
     /// Where messages are encoded, one after the other.
     static ENCODED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-fn digest(message: &Json<'_>) -> [u8; 32] {
-    ENCODED.with_borrow_mut(|encoded| {
-        encoded.clear();
-        encoded.shrink_to(MOST_KEPT);
-        message.encode(encoded);
-        Sha256::digest(&*encoded).into()
-    })
 }
 
 /// Whether any reader could take `body` for a JSON object.
@@ -171,7 +182,7 @@ impl Otids {
 mod tests {
     use super::*;
 
-    fn agent(body: &str) -> Sending {
+    fn agent(body: &str) -> Sending<'_> {
         Sending::read(Sends::Agent, body.as_bytes())
     }
 
@@ -184,7 +195,7 @@ mod tests {
             r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}],"otid":null}]}"#,
             r#"{"messages":[{"role":"user","content":"hi","otid":"a-name-of-the-sending"}]}"#,
         ] {
-            assert_eq!(agent(same).digest, one.digest, "{same}");
+            assert_eq!(agent(same).digest(&[]), one.digest(&[]), "{same}");
         }
         for other in [
             r#"{"input":"hi "}"#,
@@ -195,8 +206,18 @@ mod tests {
             r#"{"messages":[{"type":"approval","approve":true,"approval_request_id":"message-1"}]}"#,
             "hi",
         ] {
-            assert_ne!(agent(other).digest, one.digest, "{other}");
+            assert_ne!(agent(other).digest(&[]), one.digest(&[]), "{other}");
         }
+    }
+
+    #[test]
+    fn what_is_beside_a_message_is_a_part_of_its_digest() {
+        for sending in [agent(r#"{"input":"hi"}"#), agent("hi")] {
+            let beside: [&[&[u8]]; 5] = [&[], &[b""], &[b"ab", b"c"], &[b"a", b"bc"], &[b"ab"]];
+            let digests = beside.map(|beside| sending.digest(beside));
+            assert!((1..digests.len()).all(|from| !digests[from..].contains(&digests[from - 1])));
+        }
+        assert_ne!(agent("hi").digest(&[b"x"]), agent("h").digest(&[b"ix"]));
     }
 
     #[test]
@@ -239,7 +260,8 @@ mod tests {
         for (sends, name) in [(Sends::Conversation, "agent_id"), (Sends::ChatCompletions, "model")] {
             let named = |length| {
                 let id = "a".repeat(length);
-                let sending = Sending::read(sends, format!(r#"{{"{name}":"{id}"}}"#).as_bytes());
+                let body = format!(r#"{{"{name}":"{id}"}}"#);
+                let sending = Sending::read(sends, body.as_bytes());
                 assert!(!sending.is_unclear);
                 sending.agent.map(|agent| agent.len())
             };
@@ -252,14 +274,16 @@ mod tests {
         // beside the zeros: the map, its keys, its other value and the list
         let zeros = usize::try_from(json::MOST_VALUES).unwrap() - 5;
         let body = |zeros| format!(r#"{{"model":"agent-1","x":[{}]}}"#, vec!["0"; zeros].join(","));
-        let read = |body: &str| Sending::read(Sends::ChatCompletions, body.as_bytes());
+        fn read(body: &str) -> Sending<'_> {
+            Sending::read(Sends::ChatCompletions, body.as_bytes())
+        }
         let (within, beyond) = (body(zeros), body(zeros + 1));
         let sending = read(&within);
         assert_eq!((sending.agent.as_deref(), sending.is_unclear), (Some("agent-1"), false));
-        assert_eq!(sending.digest, read(&within.replace(',', ", ")).digest);
+        assert_eq!(sending.digest(&[]), read(&within.replace(',', ", ")).digest(&[]));
         let sending = read(&beyond);
         assert_eq!((sending.agent.as_deref(), sending.is_unclear), (None, true));
-        assert_ne!(sending.digest, read(&beyond.replace(',', ", ")).digest);
+        assert_ne!(sending.digest(&[]), read(&beyond.replace(',', ", ")).digest(&[]));
         assert_eq!(sending, Sending::unread(Sends::ChatCompletions, beyond.as_bytes()));
     }
 }

@@ -39,7 +39,8 @@ pub(super) enum Entered {
 /// The lane is its holder's until this is dropped.
 pub(super) struct Held {
     lanes: Arc<Lanes>,
-    lane: Target,
+    /// None: it is handed on.
+    lane: Option<Target>,
 }
 
 /// A place in the row.
@@ -61,7 +62,7 @@ impl Lanes {
             Entry::Vacant(vacant) => vacant.insert(VecDeque::new()),
             Entry::Occupied(_) => return None,
         };
-        Some(Held { lanes: Arc::clone(self), lane: lane.clone() })
+        Some(Held { lanes: Arc::clone(self), lane: Some(lane.clone()) })
     }
 
     /// `ahead` is told how many are served first, the holder included, for as long as the lane is waited for.
@@ -75,7 +76,7 @@ impl Lanes {
         let row = match held.entry(lane.clone()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(VecDeque::new());
-                return Entered::Held(Held { lanes: Arc::clone(self), lane: lane.clone() });
+                return Entered::Held(Held { lanes: Arc::clone(self), lane: Some(lane.clone()) });
             }
             Entry::Occupied(row) => row.into_mut(),
         };
@@ -91,22 +92,24 @@ impl Lanes {
     }
 
     /// The lane is the next one's.
-    fn hand_on(self: &Arc<Self>, lane: &Target) {
+    fn hand_on(&self, lane: Target) {
         let mut held = self.lock();
-        let Some(row) = held.get_mut(lane) else { return };
-        while let Some(next) = row.pop_front() {
+        let Entry::Occupied(mut row) = held.entry(lane) else { return };
+        while let Some(next) = row.get_mut().pop_front() {
             if next.bell.send(()).is_ok() {
-                tell(row, 0);
+                tell(row.get(), 0);
                 return;
             }
         }
-        held.remove(lane);
+        row.remove();
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.lanes.hand_on(&self.lane);
+        if let Some(lane) = self.lane.take() {
+            self.lanes.hand_on(lane);
+        }
     }
 }
 
@@ -115,7 +118,7 @@ impl Ticket {
     pub(super) async fn wait(mut self) -> Held {
         // an error cannot be: whoever takes the bell out of the row rings it
         let _ = (&mut self.bell).await;
-        Held { lanes: Arc::clone(&self.lanes), lane: self.lane.clone() }
+        Held { lanes: Arc::clone(&self.lanes), lane: Some(self.lane.clone()) }
     }
 }
 
@@ -124,7 +127,7 @@ impl Drop for Ticket {
         self.bell.close();
         // rung, and nobody heard it
         if self.bell.try_recv().is_ok() {
-            self.lanes.hand_on(&self.lane);
+            self.lanes.hand_on(self.lane.clone());
             return;
         }
         let mut held = self.lanes.lock();

@@ -214,7 +214,8 @@ pub(super) struct Chapter {
     heap: usize,
 }
 
-pub(super) fn beginning(index: &Index) -> u64 {
+/// What a table is looked through for: an index is random, and so are its first bytes.
+pub(in crate::turn) fn beginning(index: &Index) -> u64 {
     index.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 

@@ -36,7 +36,7 @@ fn head() -> Head {
 }
 
 fn whole(head: Head, body: &[u8]) -> Ending {
-    Ending::Whole { answer: Whole { head, body: Bytes::copy_from_slice(body) }, is_known_to_all: false }
+    Ending::Whole { answer: Box::new(Whole { head, body: Bytes::copy_from_slice(body) }), is_known_to_all: false }
 }
 
 fn answered(past: &mut Past, message: u8, body: &[u8], settings: &Settings) -> Number {
@@ -207,7 +207,8 @@ fn only_who_drives_a_turn_and_is_alone_with_it_is_given_the_answer_by_hand() {
         let place = enter(&running).unwrap();
         (0..others).for_each(|_| assert!(running.log.enter().is_some()));
         let answer = Whole { head: head(), body: "answer".into() };
-        let given = past.push(&running, Ending::Whole { answer, is_known_to_all }, Instant::now(), &roomy());
+        let given =
+            past.push(&running, Ending::Whole { answer: Box::new(answer), is_known_to_all }, Instant::now(), &roomy());
         assert!(!is_abandoned(&past, 1), "nobody has left without it");
         let number = running.log.number().unwrap();
         assert_eq!(body(&past, number).as_deref(), Some(&b"answer"[..]), "it is kept");
