@@ -200,7 +200,7 @@ impl Gateway {
         }
     }
 
-    /// Closes idle connections to replicas and keeps gauges true.
+    /// Every second: closes idle connections to replicas, forgets turns whose window is over, keeps gauges true.
     fn upkeep(&self) {
         let shared = Arc::clone(&self.shared);
         let end = self.end.clone();

@@ -89,13 +89,12 @@ impl Body {
         }
     }
 
-    /// The bytes, if this body is whole already. They are not in it any more.
+    /// The bytes, if this body is whole already. They are not in it any more: for one that nobody watches yet.
     pub fn take_whole(&mut self) -> Option<Bytes> {
-        self.as_whole()?;
-        match std::mem::take(&mut self.content) {
-            Content::Whole(bytes) => Some(bytes),
-            Content::Empty | Content::Stream(_) => None,
-        }
+        let Content::Whole(bytes) = &mut self.content else { return None };
+        let bytes = std::mem::take(bytes);
+        self.content = Content::Empty;
+        Some(bytes)
     }
 
     /// The first bytes, as far as they have come; None if nothing is known of them.
@@ -286,5 +285,18 @@ impl Drop for Permit {
     fn drop(&mut self) {
         self.counter.now.fetch_sub(1, Ordering::AcqRel);
         self.counter.changed(-1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_that_are_taken_are_in_the_body_no_more() {
+        let mut body = Body::whole(Bytes::from_static(b"all"));
+        assert_eq!(body.take_whole().as_deref(), Some(&b"all"[..]));
+        assert!(body.is_end_stream() && body.take_whole().is_none());
+        assert!(Body::empty().take_whole().is_none());
     }
 }

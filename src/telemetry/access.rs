@@ -174,7 +174,8 @@ impl Line<'_> {
         fn optional(line: &mut Vec<u8>, name: &str, value: Option<&str>) -> serde_json::Result<()> {
             value.map_or(Ok(()), |value| text(line, name, value))
         }
-        // a constant of the gateway's own needs no escape, nor has one any (a test looks at the routes)
+        // These three are inlined: a name is then written without a call, and there are a dozen to a line.
+        // A constant of the gateway's own needs no escape, nor has one any (a test looks at the routes).
         #[inline(always)]
         fn plain(line: &mut Vec<u8>, name: &str, value: &str) {
             line.extend_from_slice(name.as_bytes());
@@ -182,7 +183,6 @@ impl Line<'_> {
             line.extend_from_slice(value.as_bytes());
             line.push(b'"');
         }
-        // inlined, a name is written without a call: there are a dozen to a line
         #[inline(always)]
         fn number(line: &mut Vec<u8>, name: &str, value: u64) {
             line.extend_from_slice(name.as_bytes());

@@ -53,7 +53,8 @@ pub(super) struct Engine<B> {
 
 /// What a turn is ready for.
 enum Prepared {
-    /// Its message may be sent: the lane is its own, and it is known to all gateways.
+    /// Its message may be sent: the lane is its own, and it is known to all gateways, if there are others. Boxed for that:
+    /// most turns are known to one.
     Ready(Option<lane::Held>, Option<Box<Standing>>),
     /// It was another gateway's, whose answer was followed to its end.
     Followed(Ended),
@@ -288,16 +289,17 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
     async fn work(&mut self) -> Result<Worked, Error> {
         let running = Gauged::new(&self.unfinished.desk.metrics.turns.running);
         let mut patience = Patience { pause: conflict::FIRST_PAUSE, until: None };
-        let mut response = loop {
+        let response = loop {
             self.unfinished.turn.log.set_phase(Phase::Sent);
             match self.exchange().await {
-                Ok(Exchanged::Answered(answered)) => {
-                    self.message.forget();
-                    return Ok(Worked::Answered(answered));
-                }
+                Ok(Exchanged::Answered(answered)) => return Ok(self.answered(answered)),
                 Ok(Exchanged::Begun(response)) if response.status() == StatusCode::CONFLICT => {
-                    if let Some(response) = Box::pin(self.after_conflict(*response, &mut patience)).await? {
-                        break response;
+                    let Some(mut response) = Box::pin(self.after_conflict(*response, &mut patience)).await? else {
+                        continue;
+                    };
+                    match relay::whole(&mut response, &self.record) {
+                        Some(answered) => return Ok(self.answered(answered)),
+                        None => break response,
                     }
                 }
                 Ok(Exchanged::Begun(response)) => break *response,
@@ -309,9 +311,6 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             }
         };
         self.message.forget();
-        if let Some(answered) = relay::whole(&mut response, &self.record) {
-            return Ok(Worked::Answered(answered));
-        }
         let (parts, body) = response.into_parts();
         let head = Head { status: parts.status, headers: parts.headers, exchange: self.record.exchange() };
         self.unfinished.turn.facts.exchanged(head.exchange.clone());
@@ -325,6 +324,12 @@ impl<B: Handle<Dispatch> + 'static> Engine<B> {
             }
             Relayed::BrokenBody(error) => Worked::Lost { error, as_event: false },
         })
+    }
+
+    /// Nothing of the message is wanted any more.
+    fn answered(&mut self, answered: Answered) -> Worked {
+        self.message.forget();
+        Worked::Answered(answered)
     }
 
     /// One exchange with Letta, up to the head of its answer, or to the end of one that is whole.

@@ -110,6 +110,11 @@ impl Default for Settings {
 /// What a request is found by: a SHA-256 over what makes two of them the same.
 pub(crate) type Index = [u8; 32];
 
+/// The first bytes of `index`: as random as all of it, and enough to look for it by.
+fn beginning(index: &Index) -> u64 {
+    index.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
+}
+
 /// A request that may go to a replica now: no message, or one whose turn it is.
 pub struct Dispatch {
     parts: Box<Parts>,

@@ -21,12 +21,12 @@ use tokio::time::Instant;
 
 use super::log::{Ending, KeptAnswer, Said, Whole};
 use super::shared::Turn;
-use super::{Index, Settings};
+use super::{Index, Settings, beginning};
 use crate::letta::routes::Sends;
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::Facts;
+pub(super) use chapter::More;
 use chapter::{Answer, Chapter, Placed};
-pub(super) use chapter::{More, beginning};
 use tape::Tape;
 
 /// Turns with one message that are looked at.

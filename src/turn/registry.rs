@@ -16,20 +16,20 @@ use tokio::time::Instant;
 use super::log::{Ending, Phase, Whole};
 use super::past::{self, MOST_ALIKE, Past};
 use super::shared::Turn;
-use super::{Dedupe, Index, Settings, marks};
+use super::{Dedupe, Index, Settings, beginning, marks};
 use crate::error::Error;
 use crate::telemetry::metrics::TurnMetrics;
 
 /// Turns with one index; there is seldom more than one.
 type Alike = SmallVec<[Arc<Turn>; 1]>;
 
-/// An index that is found by its first bytes.
+/// An index in a table: looked for by its beginning, compared as a whole.
 #[derive(PartialEq, Eq)]
-struct Name(Index);
+struct Entered(Index);
 
-impl Hash for Name {
+impl Hash for Entered {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(past::beginning(&self.0));
+        state.write_u64(beginning(&self.0));
     }
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Registry {
 #[derive(Default)]
 struct Inner {
     /// Those that run.
-    by: HashMap<Name, Alike, RandomState>,
+    by: HashMap<Entered, Alike, RandomState>,
     /// So many of them are streams.
     streams: usize,
     /// Those that are over.
@@ -68,7 +68,7 @@ enum Known {
 impl Inner {
     /// Of more than [`MOST_ALIKE`] with one index the oldest is forgotten under that index.
     fn add(&mut self, index: Index, turn: &Arc<Turn>) {
-        let alike = self.by.entry(Name(index)).or_default();
+        let alike = self.by.entry(Entered(index)).or_default();
         if alike.len() == MOST_ALIKE {
             let oldest = alike.remove(0);
             if oldest.may_be_newest() && oldest.newest() == index {
@@ -89,7 +89,7 @@ impl Inner {
     fn remove(&mut self, turn: &Arc<Turn>) {
         self.streams -= usize::from(turn.streams);
         for index in Self::known_by(turn) {
-            let Entry::Occupied(mut alike) = self.by.entry(Name(index)) else { continue };
+            let Entry::Occupied(mut alike) = self.by.entry(Entered(index)) else { continue };
             alike.get_mut().retain(|other| !Arc::ptr_eq(other, turn));
             if alike.get().is_empty() {
                 alike.remove();
@@ -108,7 +108,7 @@ impl Inner {
         if self.streams + self.past.streams() == 0 {
             return;
         }
-        if let Entry::Occupied(mut streams) = self.by.entry(Name(turn.newest())) {
+        if let Entry::Occupied(mut streams) = self.by.entry(Entered(turn.newest())) {
             let is_before = |other: &Arc<Turn>| other.began <= turn.began;
             streams.get().iter().filter(|other| is_before(other)).for_each(|other| other.supersede());
             streams.get_mut().retain(|other| !is_before(other));
@@ -121,7 +121,7 @@ impl Inner {
 
     /// Those with this index that run, the latest last.
     fn running(&self, index: &Index) -> impl DoubleEndedIterator<Item = &Arc<Turn>> {
-        self.by.get(&Name(*index)).into_iter().flatten().filter(|turn| !turn.log.is_given_up())
+        self.by.get(&Entered(*index)).into_iter().flatten().filter(|turn| !turn.log.is_given_up())
     }
 
     /// The turn with this index that began last.

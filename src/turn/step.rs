@@ -1,5 +1,6 @@
 //! The turn step: takes a send's body, finds the turn that it is or starts one, and makes its client a follower.
 
+use std::io::Write as _;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue};
-use smallvec::SmallVec;
 use tokio::time::{Instant, timeout};
 use tokio_util::task::TaskTracker;
 
@@ -47,6 +47,9 @@ const X_TURN: HeaderName = HeaderName::from_static("x-turn");
 const X_QUEUE_POSITION: HeaderName = HeaderName::from_static("x-queue-position");
 const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
+
+/// Bytes of `Server-Timing`: two names, and two times of 24 at most.
+const LONGEST_TIMING: usize = 72;
 
 const UNREAD: &str = "the agent that the message is for cannot be read: the body must be one JSON object in UTF-8, \
                       each name once, of 100,000 values at most";
@@ -385,12 +388,16 @@ fn with_head(head: Head, body: Body, part: Part, queued: Duration) -> (Response,
 
 /// `Server-Timing` (W3C): how long the send waited for its lane and for the head of Letta's answer, in milliseconds.
 fn timing(queued: Duration, letta: Duration) -> HeaderValue {
-    let mut text: SmallVec<[u8; 64]> = SmallVec::new();
-    text.extend_from_slice(b"queue;dur=");
-    text.extend_from_slice(Millis::of(queued).as_bytes());
-    text.extend_from_slice(b", letta;dur=");
-    text.extend_from_slice(Millis::of(letta).as_bytes());
-    HeaderValue::from_bytes(&text).unwrap_or(HeaderValue::from_static(""))
+    let mut text = [0; LONGEST_TIMING];
+    let mut rest = &mut text[..];
+    let mut write = || {
+        rest.write_all(b"queue;dur=")?;
+        rest.write_all(Millis::of(queued).as_bytes())?;
+        rest.write_all(b", letta;dur=")?;
+        rest.write_all(Millis::of(letta).as_bytes())
+    };
+    let written = write().map_or(0, |()| LONGEST_TIMING - rest.len());
+    HeaderValue::from_bytes(text.get(..written).unwrap_or_default()).unwrap_or(HeaderValue::from_static(""))
 }
 
 fn tell_part(part: Part, headers: &mut HeaderMap) {

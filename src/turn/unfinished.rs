@@ -30,8 +30,9 @@ impl Unfinished {
         let turn = &self.turn;
         let exchange = &answer.head.exchange;
         let facts = turn.facts.answered(outcome, usage, exchange);
-        // all of it came with its head
-        let now = exchange.answered.unwrap_or_else(Instant::now);
+        // all of it came with its head, unless it was looked into to see what it refuses
+        let came = exchange.answered.filter(|_| outcome != Outcome::Refused);
+        let now = came.unwrap_or_else(Instant::now);
         self.count(outcome, &facts, now);
         let is_known_to_all = turn.is_known_to_all();
         if may_come_again(outcome, answer.head.status) {

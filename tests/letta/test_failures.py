@@ -193,6 +193,34 @@ def test_a_gateway_told_to_stop_lets_its_streams_end(connect, own_gateway, agent
     assert own_gateway.exit_code() == 0
 
 
+def test_who_has_no_answer_when_the_drain_time_is_over_does_not_send_again(connect, start_gateway, agent, letta, direct):
+    gateway = start_gateway(gateways.config(letta, drain="1s"))
+    client = connect(gateway.url, retries=2)
+    text = f"[[hold={agent.id}]] said once"
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.call, "agents.messages.create", agent.id, messages=user(text))
+        wait_until(lambda: letta.model.calls(agent.id), "the message is with the model", 20)
+        gateway.signal(signal.SIGTERM)
+        with pytest.raises(Refused) as refused:
+            waiting.result(30)
+    assert refused.value.attempts == [503]
+    assert refused.value.headers["x-should-retry"] == "false"
+    assert refused.value.body["error"]["type"] == "gateway_draining"
+    assert gateway.exit_code() == 0
+
+    # Letta goes on with the turn, and nobody has sent it once more.
+    letta.model.release(agent.id)
+
+    def said():
+        history = direct.call("agents.messages.list", agent.id, order="asc").value
+        kinds = ("user_message", "assistant_message")
+        return [message["content"] for message in history if message["message_type"] in kinds]
+
+    wait_until(lambda: len(said()) > 1, "the turn is over", 20)
+    assert said() == [text, "echo: said once"]
+    assert len(letta.model.calls(agent.id)) == 1
+
+
 def test_a_reload_takes_a_new_key_and_leaves_a_running_stream_alone(connect, start_gateway, agent, letta):
     settings = gateways.config(letta)
     gateway = start_gateway(settings)

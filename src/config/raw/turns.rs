@@ -18,7 +18,7 @@ pub(in crate::config) struct Turns {
     /// Which sends are one turn: those that say so (repeats: same Idempotency-Key, same otid, or a retry by
     /// x-stainless-retry-count), also those identical to one that runs (identical_in_flight), or none (off).
     pub dedupe: Dedupe,
-    /// How long a turn that is over can be repeated; in one process up to a sixteenth longer.
+    /// How long a turn that is over can be repeated; in one process up to a sixteenth and a second longer.
     pub window: DurationText,
     /// How sends wait for their agent; off: turns of one agent may overlap, and lose messages.
     pub lane: Lane,

@@ -117,13 +117,6 @@ fn encode_text(text: &str, to: &mut Vec<u8>) {
     to.extend_from_slice(text.as_bytes());
 }
 
-/// Writes bytes that are none of [`Json`]'s values so that they are no beginning of one, and none of theirs.
-pub(super) fn encode_unread(bytes: &[u8], to: &mut Vec<u8>) {
-    to.push(b'?');
-    encode_length(bytes.len(), to);
-    to.extend_from_slice(bytes);
-}
-
 fn encode_length(length: usize, to: &mut Vec<u8>) {
     // bodies that are read are shorter than that
     to.extend_from_slice(&u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes());

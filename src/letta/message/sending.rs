@@ -33,13 +33,14 @@ pub struct Sending<'b> {
     /// Letta may read in the body what the gateway cannot: Python's `json` takes the last of two equal names, `NaN`, a
     /// byte order mark and UTF-16, and as many values as there are.
     pub is_unclear: bool,
-    /// The message without its `otid`s.
     message: Message<'b>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
 enum Message<'b> {
+    /// Without its `otid`s.
     Read(Json<'b>),
+    /// The body as it came.
     Unread(&'b [u8]),
 }
 
@@ -101,17 +102,28 @@ impl<'b> Sending<'b> {
         }
     }
 
-    /// SHA-256 over the message without its `otid`s and over `beside`, part by part.
-    pub fn digest(&self, beside: &[&[u8]]) -> [u8; 32] {
+    /// SHA-256 over `of`, `beside` and the message without its `otid`s. `of` says what the digest is for, and thereby how
+    /// many parts are beside.
+    pub fn digest(&self, of: &[u8], beside: &[&[u8]]) -> [u8; 32] {
         ENCODED.with_borrow_mut(|encoded| {
             encoded.clear();
             encoded.shrink_to(MOST_KEPT);
-            match &self.message {
-                Message::Read(json) => json.encode(encoded),
-                Message::Unread(body) => json::encode_unread(body, encoded),
+            encoded.extend_from_slice(of);
+            for part in beside {
+                encoded.extend_from_slice(&(part.len() as u64).to_be_bytes());
+                encoded.extend_from_slice(part);
             }
-            beside.iter().for_each(|part| json::encode_unread(part, encoded));
-            Sha256::digest(&*encoded).into()
+            match &self.message {
+                Message::Read(json) => {
+                    json.encode(encoded);
+                    Sha256::digest(&*encoded).into()
+                }
+                Message::Unread(body) => {
+                    // no value is written with this letter; and a body that is long is not copied
+                    encoded.push(b'?');
+                    Sha256::new().chain_update(&*encoded).chain_update(body).finalize().into()
+                }
+            }
         })
     }
 }
@@ -195,7 +207,7 @@ mod tests {
             r#"{"messages":[{"role":"user","content":[{"type":"text","text":"hi"}],"otid":null}]}"#,
             r#"{"messages":[{"role":"user","content":"hi","otid":"a-name-of-the-sending"}]}"#,
         ] {
-            assert_eq!(agent(same).digest(&[]), one.digest(&[]), "{same}");
+            assert_eq!(agent(same).digest(b"", &[]), one.digest(b"", &[]), "{same}");
         }
         for other in [
             r#"{"input":"hi "}"#,
@@ -206,18 +218,28 @@ mod tests {
             r#"{"messages":[{"type":"approval","approve":true,"approval_request_id":"message-1"}]}"#,
             "hi",
         ] {
-            assert_ne!(agent(other).digest(&[]), one.digest(&[]), "{other}");
+            assert_ne!(agent(other).digest(b"", &[]), one.digest(b"", &[]), "{other}");
         }
     }
 
     #[test]
     fn what_is_beside_a_message_is_a_part_of_its_digest() {
         for sending in [agent(r#"{"input":"hi"}"#), agent("hi")] {
-            let beside: [&[&[u8]]; 5] = [&[], &[b""], &[b"ab", b"c"], &[b"a", b"bc"], &[b"ab"]];
-            let digests = beside.map(|beside| sending.digest(beside));
+            let beside: [&[&[u8]]; 4] = [&[b"", b""], &[b"ab", b"c"], &[b"a", b"bc"], &[b"abc", b""]];
+            let digests = beside.map(|beside| sending.digest(b"of", beside));
             assert!((1..digests.len()).all(|from| !digests[from..].contains(&digests[from - 1])));
+            assert_ne!(sending.digest(b"of", &[]), sending.digest(b"for", &[]));
         }
-        assert_ne!(agent("hi").digest(&[b"x"]), agent("h").digest(&[b"ix"]));
+    }
+
+    #[test]
+    fn no_body_that_is_not_read_is_taken_for_one_that_is() {
+        let mut written = Vec::new();
+        json::parse(br#"{"a":1}"#).unwrap().encode(&mut written);
+        let read = agent(r#"{"a":1}"#);
+        for body in [&written[..], &written[1..], br#"{"a":1}"#] {
+            assert_ne!(Sending::unread(Sends::Agent, body).digest(b"", &[]), read.digest(b"", &[]));
+        }
     }
 
     #[test]
@@ -280,10 +302,10 @@ mod tests {
         let (within, beyond) = (body(zeros), body(zeros + 1));
         let sending = read(&within);
         assert_eq!((sending.agent.as_deref(), sending.is_unclear), (Some("agent-1"), false));
-        assert_eq!(sending.digest(&[]), read(&within.replace(',', ", ")).digest(&[]));
+        assert_eq!(sending.digest(b"", &[]), read(&within.replace(',', ", ")).digest(b"", &[]));
         let sending = read(&beyond);
         assert_eq!((sending.agent.as_deref(), sending.is_unclear), (None, true));
-        assert_ne!(sending.digest(&[]), read(&beyond.replace(',', ", ")).digest(&[]));
+        assert_ne!(sending.digest(b"", &[]), read(&beyond.replace(',', ", ")).digest(b"", &[]));
         assert_eq!(sending, Sending::unread(Sends::ChatCompletions, beyond.as_bytes()));
     }
 }

@@ -13,6 +13,8 @@ use crate::turn::log::{Ended, Head};
 use crate::turn::shared::Turn;
 
 const VERSION: u8 = 1;
+/// That of a note: counts on when a message is found by another index.
+const NOTE_VERSION: u8 = 2;
 /// The end of an answer of which more was said than was told.
 pub(super) const CUT: Bytes = Bytes::new();
 
@@ -31,13 +33,13 @@ impl Note {
 
     pub(super) fn encode(&self) -> Bytes {
         let mut bytes = BytesMut::with_capacity(3 + self.message.len());
-        bytes.put_slice(&[VERSION, u8::from(self.streams), self.sends as u8]);
+        bytes.put_slice(&[NOTE_VERSION, u8::from(self.streams), self.sends as u8]);
         bytes.put_slice(&self.message);
         bytes.freeze()
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
-        let (&[VERSION, streams, sends], message) = bytes.split_first_chunk()? else { return None };
+        let (&[NOTE_VERSION, streams, sends], message) = bytes.split_first_chunk()? else { return None };
         let sends = Sends::ALL.into_iter().find(|known| *known as u8 == sends)?;
         Some(Self { streams: streams != 0, sends, message: message.try_into().ok()? })
     }

@@ -15,9 +15,9 @@ use crate::store::TurnId;
 use crate::telemetry::metrics::UpstreamMetrics;
 use crate::telemetry::record::Exchange;
 use crate::telemetry::turn::{Facts, Outcome, Part};
-use crate::turn::Index;
 use crate::turn::log::{Ended, Packed};
 use crate::turn::shared::Turn;
+use crate::turn::{Index, beginning};
 
 /// No place: there is none, or none any more.
 const NONE: u16 = u16::MAX;
@@ -214,11 +214,6 @@ pub(super) struct Chapter {
     heap: usize,
 }
 
-/// What a table is looked through for: an index is random, and so are its first bytes.
-pub(in crate::turn) fn beginning(index: &Index) -> u64 {
-    index.first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
-}
-
 /// The place of `one` in `list`, at its end if it is not among the last of it.
 fn place_in<T: ?Sized>(list: &mut Vec<Arc<T>>, one: &Arc<T>) -> u16 {
     let mut last = list.iter().enumerate().rev().take(LOOKED_THROUGH);
@@ -339,7 +334,7 @@ impl Chapter {
         if self.turns.is_empty() {
             self.began = over;
         }
-        self.until = over;
+        self.until = self.until.max(over);
         let key = place_in(&mut self.keys, &turn.key);
         let upstream = exchange.upstream.as_ref().map_or(NONE, |upstream| place_in(&mut self.upstreams, upstream));
         let (message, began, streams) = (turn.marks.message, turn.began, turn.streams);
