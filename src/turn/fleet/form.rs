@@ -188,6 +188,10 @@ mod tests {
         let told = note.encode();
         assert_eq!(Note::decode(&told), Some(note));
         assert_eq!(Note::decode(told.get(..34).unwrap()), None);
-        assert_eq!(Note::decode(&[2; 35]), None);
+        for version in (0..=u8::MAX).filter(|version| *version != NOTE_VERSION) {
+            let mut other = told.to_vec();
+            other[0] = version;
+            assert_eq!(Note::decode(&other), None, "{version}");
+        }
     }
 }
