@@ -22,6 +22,8 @@ pub enum Error {
     BadHost(&'static str),
     /// The message framing is refused, e.g. a transfer coding other than `chunked` (RFC 9112 §6.1).
     BadFraming(&'static str),
+    /// The request came without TLS to a listener that wants it.
+    PlainHttp,
     /// A request header has a value that cannot be used; the text names it.
     BadHeader(&'static str),
     /// The request body broke off or was not well framed.
@@ -221,6 +223,7 @@ impl Error {
             Self::BadTarget(_) => "client_bad_target",
             Self::BadHost(_) => "client_bad_host",
             Self::BadFraming(_) => "client_bad_framing",
+            Self::PlainHttp => "client_plain_http",
             Self::BadHeader(_) => "client_bad_header",
             Self::BodyBroken(_) => "client_body_broken",
             Self::BodyTooLarge { .. } => "client_body_too_large",
@@ -281,6 +284,7 @@ impl Error {
             Self::BadTarget(_)
             | Self::BadHost(_)
             | Self::BadFraming(_)
+            | Self::PlainHttp
             | Self::BadHeader(_)
             | Self::BodyBroken(_)
             | Self::BodyTooLarge { .. }
@@ -335,6 +339,7 @@ impl Error {
             Self::BadTarget(_)
             | Self::BadHost(_)
             | Self::BadFraming(_)
+            | Self::PlainHttp
             | Self::BadHeader(_)
             | Self::BadBody(_)
             | Self::BodyBroken(_) => StatusCode::BAD_REQUEST,
@@ -400,6 +405,7 @@ impl Error {
             Self::BadTarget(_)
             | Self::BadHost(_)
             | Self::BadFraming(_)
+            | Self::PlainHttp
             | Self::BadHeader(_)
             | Self::BadBody(_)
             | Self::NoSuchRoute
@@ -444,6 +450,7 @@ impl Error {
             Self::BadTarget(what) => Self::BadTarget(what),
             Self::BadHost(what) => Self::BadHost(what),
             Self::BadFraming(what) => Self::BadFraming(what),
+            Self::PlainHttp => Self::PlainHttp,
             Self::BadHeader(what) => Self::BadHeader(what),
             Self::BadBody(what) => Self::BadBody(what),
             Self::AddressRefused { field } => Self::AddressRefused { field },
@@ -510,6 +517,9 @@ impl fmt::Display for Error {
             | Self::BadFraming(what)
             | Self::BadHeader(what)
             | Self::BadBody(what) => f.write_str(what),
+            Self::PlainHttp => f.write_str(
+                "this port takes HTTPS only, and the request came unencrypted, the API key in it, too: use https://",
+            ),
             Self::BodyBroken(_) => f.write_str("the request body broke off or is not well framed"),
             Self::BodyTooLarge { limit } => write!(f, "the request body is larger than {limit} bytes"),
             Self::BodyTimeout => f.write_str("the request body did not arrive in time"),

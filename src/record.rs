@@ -19,7 +19,7 @@ use crate::body::{Body, Request, RequestBody, Response};
 use crate::boxed;
 use crate::crowd::{gather, gather_woken};
 use crate::error::{Error, Refusal, whole_seconds};
-use crate::listen::{Late, Peer};
+use crate::listen::{Peer, Unwanted};
 use crate::step::Handle;
 use crate::telemetry::Record;
 use crate::telemetry::record::Sink;
@@ -78,14 +78,15 @@ impl<Next: Handle<Received>> Recorder<Next> {
     /// Answers a request, whatever happens.
     pub async fn answer(&self, begun: Begun) -> Response {
         let Begun { mut record, received } = begun;
-        let answer = match received.request.extensions().get::<Late>() {
+        let answer = match received.request.extensions().get::<Unwanted>() {
             None => {
                 // over HTTP/1 its connection has the task, and is woken at the cutoff
                 let has_its_own_task = record.version >= Version::HTTP_2;
                 let handled = pin!(self.next.handle(received, &mut record));
                 self.sink.cutoff.before(has_its_own_task, handled).await
             }
-            Some(Late) => Some(Err(Error::Draining)),
+            Some(Unwanted::Late) => Some(Err(Error::Draining)),
+            Some(Unwanted::Plain) => Some(Err(Error::PlainHttp)),
         };
         let answer = answer.unwrap_or_else(|| Err(cut_off(&record)));
         let mut response = answer.unwrap_or_else(|error| {
@@ -160,8 +161,8 @@ fn refuse(error: &Error, record: &Record) -> Response {
                 headers.insert(ALLOW, allow);
             }
         }
-        // where one reader and the next disagree, no second request may follow
-        Error::BadFraming(_) => {
+        // where one reader and the next disagree, no second request may follow, nor where none is wanted
+        Error::BadFraming(_) | Error::PlainHttp => {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
         Error::Limited(refusal) => tell_when(refusal, headers),

@@ -54,6 +54,7 @@ fn errors() -> Vec<Error> {
         Error::BadTarget(""),
         Error::BadHost(""),
         Error::BadFraming(""),
+        Error::PlainHttp,
         Error::BadHeader(""),
         Error::BadBody(""),
         Error::BodyBroken(cause()),

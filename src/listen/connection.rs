@@ -25,7 +25,7 @@ use super::reason::Reason;
 use super::shape::Shape;
 use super::streams::Streams;
 use super::watchdog::{Protocol, Verdict, Watchdog};
-use super::{Peer, Service, Stop};
+use super::{Peer, Service, Stop, Unwanted};
 use crate::telemetry::metrics::ListenerMetrics;
 
 /// TLS bytes held for a client that does not take them.
@@ -55,7 +55,7 @@ impl<S: Service> Connection<S> {
         let Self { address, shape, service, stop, metrics } = self;
         let progress = Progress::new();
         let opening = open(Socket::new(socket, Arc::clone(&progress)), &shape, &progress);
-        let (wire, protocol) = tokio::select! {
+        let Opened { wire, protocol, unwanted } = tokio::select! {
             biased;
             // nothing was asked yet, so nothing is cut off
             () = stop.drain.cancelled() => return Ok(()),
@@ -70,16 +70,16 @@ impl<S: Service> Connection<S> {
         };
         let io = TokioIo::new(wire);
         let watchdog = Watchdog::new(protocol, &shape.limits, Instant::now());
-        let peer = Peer { address, tls: shape.tls.is_some() };
+        let peer = Peer { address, tls: shape.tls.is_some() && unwanted.is_none() };
         match protocol {
             Protocol::Http1 => {
-                let service = answering(service, peer, Arc::clone(&progress), None);
+                let service = answering(service, peer, Arc::clone(&progress), None, unwanted);
                 let connection = pin!(shape.http1.serve_connection(io, service));
                 drive(connection, watchdog, &progress, &stop).await
             }
             Protocol::Http2 => {
                 let streams = Streams::new(stop.connections.clone(), shape.limits.write_timeout, metrics);
-                let service = answering(service, peer, Arc::clone(&progress), Some(streams.clone()));
+                let service = answering(service, peer, Arc::clone(&progress), Some(streams.clone()), unwanted);
                 // boxed: twice as large, and an HTTP/1 connection would have to be as large, too
                 let mut connection =
                     Box::pin(shape.http2(streams).timer(TokioTimer::new()).serve_connection(io, service));
@@ -89,17 +89,25 @@ impl<S: Service> Connection<S> {
     }
 }
 
+/// A connection whose client can be heard.
+struct Opened<T> {
+    wire: Wire<T>,
+    protocol: Protocol,
+    /// Why none of its requests is wanted, if none is.
+    unwanted: Option<Unwanted>,
+}
+
 /// The TLS handshake, if there is to be one, and which protocol the client speaks.
 async fn open<T: AsyncRead + AsyncWrite + Unpin>(
-    socket: Socket<T>,
+    mut socket: Socket<T>,
     shape: &Shape,
     progress: &Arc<Progress>,
-) -> Result<(Wire<T>, Protocol), Reason> {
+) -> Result<Opened<T>, Reason> {
     let Some(tls) = &shape.tls else {
         let mut wire = Wire::new(Transport::Plain(socket), Arc::clone(progress));
         return match wire.speaks_http2().await {
-            Ok(true) => Ok((wire.following_frames(), Protocol::Http2)),
-            Ok(false) => Ok((wire, Protocol::Http1)),
+            Ok(true) => Ok(Opened { wire: wire.following_frames(), protocol: Protocol::Http2, unwanted: None }),
+            Ok(false) => Ok(Opened { wire, protocol: Protocol::Http1, unwanted: None }),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Reason::Incomplete),
             Err(_) => Err(Reason::Io),
         };
@@ -107,6 +115,11 @@ async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     let Ok(_slot) = shape.handshakes.acquire().await else {
         return Err(Reason::TlsTimeout);
     };
+    // A method begins with a letter, and no record of TLS does (RFC 8446 §5.1). Who forgot the `s` of `https` is told so.
+    if socket.first().await.map_err(|_| Reason::Io)?.is_some_and(|byte| byte.is_ascii_uppercase()) {
+        let wire = Wire::new(Transport::Plain(socket), Arc::clone(progress));
+        return Ok(Opened { wire, protocol: Protocol::Http1, unwanted: Some(Unwanted::Plain) });
+    }
     let stream = TlsAcceptor::from(Arc::clone(tls))
         .accept_with(socket, |session| session.set_buffer_limit(Some(TLS_BUFFER)))
         .await
@@ -116,7 +129,8 @@ async fn open<T: AsyncRead + AsyncWrite + Unpin>(
         })?;
     let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let wire = Wire::new(Transport::Tls(Box::new(stream)), Arc::clone(progress));
-    Ok(if http2 { (wire.following_frames(), Protocol::Http2) } else { (wire, Protocol::Http1) })
+    let (wire, protocol) = if http2 { (wire.following_frames(), Protocol::Http2) } else { (wire, Protocol::Http1) };
+    Ok(Opened { wire, protocol, unwanted: None })
 }
 
 /// A connection of hyper's.

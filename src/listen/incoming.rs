@@ -13,11 +13,11 @@ use hyper::service::{HttpService, service_fn};
 use super::outgoing::Outgoing;
 use super::progress::Progress;
 use super::streams::Streams;
-use super::{Late, Peer, Service};
+use super::{Peer, Service, Unwanted};
 use crate::body::{Body, Response};
 use crate::boxed;
 
-/// The service of one connection, as hyper calls it.
+/// The service of one connection, as hyper calls it. `unwanted`: why none of its requests is wanted, if none is.
 ///
 /// Calls are boxed. The future of the whole pipeline is several KiB; unboxed, hyper keeps room for it on every HTTP/1
 /// connection, idle or streaming, and in the task of every HTTP/2 stream to its last byte. The box is gone when the
@@ -27,12 +27,13 @@ pub(super) fn answering<S: Service>(
     peer: Peer,
     progress: Arc<Progress>,
     streams: Option<Streams>,
+    unwanted: Option<Unwanted>,
 ) -> impl HttpService<Incoming, ResBody = Outgoing, Error = Infallible, Future: Send + 'static> + Send {
     let service = RefCell::new(service);
     service_fn(move |mut request: Request<Incoming>| {
         let late = streams.is_some() && progress.is_late();
-        if late {
-            request.extensions_mut().insert(Late);
+        if let Some(unwanted) = if late { Some(Unwanted::Late) } else { unwanted } {
+            request.extensions_mut().insert(unwanted);
         }
         // what is refused does not keep a connection alive that is to end
         let in_flight = (!late).then(|| progress.begin());

@@ -19,12 +19,29 @@ pub(super) const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What the transport takes and gives, under TLS.
 pub(super) struct Socket<T> {
     inner: T,
+    /// Read before it was known what it is the beginning of; to be read again.
+    first: Option<u8>,
     progress: Arc<Progress>,
 }
 
 impl<T> Socket<T> {
     pub(super) fn new(inner: T, progress: Arc<Progress>) -> Self {
-        Self { inner, progress }
+        Self { inner, first: None, progress }
+    }
+
+    /// The first byte, which is read again afterwards; `None` at an end.
+    pub(super) async fn first(&mut self) -> io::Result<Option<u8>>
+    where
+        T: AsyncRead + Unpin,
+    {
+        let mut byte = [0; 1];
+        let read = std::future::poll_fn(|cx| {
+            let mut buf = ReadBuf::new(&mut byte);
+            ready!(Pin::new(&mut *self).poll_read(cx, &mut buf))?;
+            Poll::Ready(io::Result::Ok(buf.filled().first().copied()))
+        });
+        self.first = read.await?;
+        Ok(self.first)
     }
 
     fn wrote(&self, result: &Poll<io::Result<usize>>) {
@@ -38,6 +55,12 @@ impl<T> Socket<T> {
 
 impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(first) = self.first.take_if(|_| buf.remaining() > 0) {
+            buf.put_slice(&[first]);
+            // and what has come with it; an error comes again
+            let _ = Pin::new(&mut self.inner).poll_read(cx, buf);
+            return Poll::Ready(Ok(()));
+        }
         let before = buf.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
         if buf.filled().len() > before {

@@ -115,10 +115,15 @@ pub struct Peer {
     pub tls: bool,
 }
 
-/// Marks a request, by its extensions, as begun on an HTTP/2 connection well after its client was told to begin no more
-/// there (RFC 9113 §6.8). It is to be refused: a client that does not hear could hold up the drain for ever.
-#[derive(Debug, Clone, Copy)]
-pub struct Late;
+/// Marks a request, by its extensions, as one that is to be refused whatever it asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unwanted {
+    /// Begun on an HTTP/2 connection well after its client was told to begin no more there (RFC 9113 §6.8): a client that
+    /// does not hear could hold up the drain for ever.
+    Late,
+    /// Sent without TLS to a listener that wants it.
+    Plain,
+}
 
 /// What a listener serves: one clone a connection. It must always be ready; while it is not, requests are answered 503.
 pub trait Service:

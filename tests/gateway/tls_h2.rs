@@ -134,10 +134,13 @@ async fn neither_an_old_version_nor_a_plain_request_gets_through_a_tls_listener(
     let tls = format!("{}, min_version: \"1.3\"", certificate.yaml());
     let proxy = start(&over_tls(&yaml(&letta, ""), &tls)).await;
     connect(&proxy, authority.client(&[&TLS12], &[]), "gateway.test").await.expect_err("TLS 1.2 is spoken");
-    let answer = proxy.raw(&format!("GET {} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {KEY}\r\n\r\n", agent())).await;
-    assert!(!answer.contains("HTTP/1.1"), "{answer:?}");
+    let request = format!("GET {} HTTP/1.1\r\nHost: x\r\nX-Api-Key: {KEY}\r\n\r\n", agent());
+    let answer = proxy.raw(&request.repeat(2)).await;
+    assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("\r\nconnection: close\r\n"), "{answer:?}");
+    assert!(answer.contains("client_plain_http") && answer.contains("use https://"), "{answer:?}");
+    assert_eq!(answer.matches("HTTP/1.1").count(), 1, "a second request is answered: {answer:?}");
     let failed = "letta_gateway_connection_errors_total{listener=\"127.0.0.1:0\",reason=\"tls_handshake\"}";
-    proxy.metric_is(failed, 2.0).await;
+    proxy.metric_is(failed, 1.0).await;
     assert_eq!(ask(&mut tls_h2(&proxy, &authority).await, get(&agent())).await.status, 200);
     assert_eq!(a.count(), 1);
 }

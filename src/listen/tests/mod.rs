@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use super::connection::Connection;
 use super::shape::Live;
-use super::{ConnectionLimits, Late, Peer, Service, Settings, Stop, TlsSettings};
+use super::{ConnectionLimits, Peer, Service, Settings, Stop, TlsSettings, Unwanted};
 use crate::body::{Body, Response};
 use crate::error::Error;
 use crate::telemetry::Metrics;
@@ -80,9 +80,13 @@ fn service(world: Arc<World>) -> impl Service {
     crate::step::service(move |(request, peer): (Request<Incoming>, Peer)| {
         let world = Arc::clone(&world);
         async move {
-            if request.extensions().get::<Late>().is_some() {
-                world.late.fetch_add(1, Ordering::SeqCst);
-                return Response::new(Body::whole(Bytes::from_static(b"too late")));
+            match request.extensions().get::<Unwanted>() {
+                None => {}
+                Some(Unwanted::Late) => {
+                    world.late.fetch_add(1, Ordering::SeqCst);
+                    return Response::new(Body::whole(Bytes::from_static(b"too late")));
+                }
+                Some(Unwanted::Plain) => return Response::new(Body::whole(Bytes::from_static(b"not encrypted"))),
             }
             world.served.fetch_add(1, Ordering::SeqCst);
             answer(request, peer, &world).await

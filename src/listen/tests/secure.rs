@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -173,10 +174,25 @@ async fn what_cannot_be_agreed_on_is_refused_and_counted() {
     connect(&rig, &Arc::new(old), "a.test").await.expect_err("TLS 1.2 is spoken");
     let other = authority.client(&rustls::version::TLS13, &["h3"]);
     connect(&rig, &Arc::new(other), "a.test").await.expect_err("a protocol is spoken that is not there");
-    let mut plain = rig.connect();
-    plain.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
-    read_to_close(&mut plain).await;
+    let mut neither = rig.connect();
+    neither.write_all(b"get / HTTP/1.1\r\nhost: a\r\n\r\n").await.unwrap();
+    read_to_close(&mut neither).await;
     assert_eq!(rig.errors(), ["tls_handshake=3"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_speaks_plain_http_to_a_tls_listener_is_told_so_and_not_served() {
+    let mut authority = Authority::new();
+    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
+    let mut plain = rig.connect();
+    // byte by byte: the first one says enough
+    for byte in b"GET /peer HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" {
+        plain.write_all(&[*byte]).await.unwrap();
+    }
+    let answer = read_to_close(&mut plain).await;
+    assert!(String::from_utf8_lossy(&answer).ends_with("not encrypted"), "{answer:?}");
+    assert_eq!(rig.world.served.load(Ordering::SeqCst), 0);
+    assert_eq!(rig.errors(), [""; 0]);
 }
 
 #[tokio::test(start_paused = true)]
