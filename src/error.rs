@@ -518,7 +518,7 @@ impl fmt::Display for Error {
             | Self::BadHeader(what)
             | Self::BadBody(what) => f.write_str(what),
             Self::PlainHttp => f.write_str(
-                "this port takes HTTPS only, and the request came unencrypted, the API key in it, too: use https://",
+                "this port takes HTTPS only: use https://; what was sent, an API key too, was not encrypted on its way",
             ),
             Self::BodyBroken(_) => f.write_str("the request body broke off or is not well framed"),
             Self::BodyTooLarge { limit } => write!(f, "the request body is larger than {limit} bytes"),

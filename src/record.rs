@@ -161,7 +161,7 @@ fn refuse(error: &Error, record: &Record) -> Response {
                 headers.insert(ALLOW, allow);
             }
         }
-        // where one reader and the next disagree, no second request may follow, nor where none is wanted
+        // No second request may follow where one reader and the next disagree, and none is wanted without TLS.
         Error::BadFraming(_) | Error::PlainHttp => {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -2,7 +2,7 @@
 //! beside it.
 //!
 //! hyper's own per-protocol connections are driven, never its `auto` one, which waits for half a preface for ever.
-//! The protocol is what ALPN says or, without TLS, what the first bytes say. A connection ends by itself, by its
+//! The protocol is what ALPN says or, where the client speaks no TLS, what the first bytes say. A connection ends by itself, by its
 //! watchdog, by drain (once its requests are over) or by abort (at once); dropping it cancels every request on it.
 
 use std::convert::Infallible;
@@ -97,6 +97,13 @@ struct Opened<T> {
     unwanted: Option<Unwanted>,
 }
 
+impl<T: AsyncRead + AsyncWrite + Unpin> Opened<T> {
+    fn new(wire: Wire<T>, protocol: Protocol, unwanted: Option<Unwanted>) -> Self {
+        let wire = if protocol == Protocol::Http2 { wire.following_frames() } else { wire };
+        Self { wire, protocol, unwanted }
+    }
+}
+
 /// The TLS handshake, if there is to be one, and which protocol the client speaks.
 async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     mut socket: Socket<T>,
@@ -104,22 +111,16 @@ async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     progress: &Arc<Progress>,
 ) -> Result<Opened<T>, Reason> {
     let Some(tls) = &shape.tls else {
-        let mut wire = Wire::new(Transport::Plain(socket), Arc::clone(progress));
-        return match wire.speaks_http2().await {
-            Ok(true) => Ok(Opened { wire: wire.following_frames(), protocol: Protocol::Http2, unwanted: None }),
-            Ok(false) => Ok(Opened { wire, protocol: Protocol::Http1, unwanted: None }),
-            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Reason::Incomplete),
-            Err(_) => Err(Reason::Io),
-        };
+        return open_plain(socket, progress, None).await;
     };
+    // Methods begin with a capital, and no record of TLS does (RFC 8446 §5.1). Who forgot the `s` of `https` is told so.
+    // Asked before there is a slot: who says nothing takes none.
+    if socket.first().await.map_err(|_| Reason::Io)?.is_some_and(|byte| byte.is_ascii_uppercase()) {
+        return open_plain(socket, progress, Some(Unwanted::Plain)).await;
+    }
     let Ok(_slot) = shape.handshakes.acquire().await else {
         return Err(Reason::TlsTimeout);
     };
-    // A method begins with a letter, and no record of TLS does (RFC 8446 §5.1). Who forgot the `s` of `https` is told so.
-    if socket.first().await.map_err(|_| Reason::Io)?.is_some_and(|byte| byte.is_ascii_uppercase()) {
-        let wire = Wire::new(Transport::Plain(socket), Arc::clone(progress));
-        return Ok(Opened { wire, protocol: Protocol::Http1, unwanted: Some(Unwanted::Plain) });
-    }
     let stream = TlsAcceptor::from(Arc::clone(tls))
         .accept_with(socket, |session| session.set_buffer_limit(Some(TLS_BUFFER)))
         .await
@@ -127,10 +128,22 @@ async fn open<T: AsyncRead + AsyncWrite + Unpin>(
             tracing::debug!(%error, "TLS handshake failed");
             Reason::TlsHandshake
         })?;
-    let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
-    let wire = Wire::new(Transport::Tls(Box::new(stream)), Arc::clone(progress));
-    let (wire, protocol) = if http2 { (wire.following_frames(), Protocol::Http2) } else { (wire, Protocol::Http1) };
-    Ok(Opened { wire, protocol, unwanted: None })
+    let protocol = if stream.get_ref().1.alpn_protocol() == Some(b"h2") { Protocol::Http2 } else { Protocol::Http1 };
+    Ok(Opened::new(Wire::new(Transport::Tls(Box::new(stream)), Arc::clone(progress)), protocol, None))
+}
+
+async fn open_plain<T: AsyncRead + AsyncWrite + Unpin>(
+    socket: Socket<T>,
+    progress: &Arc<Progress>,
+    unwanted: Option<Unwanted>,
+) -> Result<Opened<T>, Reason> {
+    let mut wire = Wire::new(Transport::Plain(socket), Arc::clone(progress));
+    match wire.speaks_http2().await {
+        Ok(true) => Ok(Opened::new(wire, Protocol::Http2, unwanted)),
+        Ok(false) => Ok(Opened::new(wire, Protocol::Http1, unwanted)),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(Reason::Incomplete),
+        Err(_) => Err(Reason::Io),
+    }
 }
 
 /// A connection of hyper's.

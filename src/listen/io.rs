@@ -57,7 +57,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Socket<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if let Some(first) = self.first.take_if(|_| buf.remaining() > 0) {
             buf.put_slice(&[first]);
-            // and what has come with it; an error comes again
+            // and what has come with it; an error, or an end, is seen at the next read
             let _ = Pin::new(&mut self.inner).poll_read(cx, buf);
             return Poll::Ready(Ok(()));
         }

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +12,7 @@ use rustls::client::Resumption;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, HandshakeKind, RootCertStore, SupportedProtocolVersion};
 use tempfile::TempDir;
-use tokio::io::{AsyncWriteExt as _, DuplexStream};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -185,13 +184,49 @@ async fn who_speaks_plain_http_to_a_tls_listener_is_told_so_and_not_served() {
     let mut authority = Authority::new();
     let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
     let mut plain = rig.connect();
-    // byte by byte: the first one says enough
     for byte in b"GET /peer HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n" {
         plain.write_all(&[*byte]).await.unwrap();
+        // read before the next one comes
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let answer = read_to_close(&mut plain).await;
     assert!(String::from_utf8_lossy(&answer).ends_with("not encrypted"), "{answer:?}");
-    assert_eq!(rig.world.served.load(Ordering::SeqCst), 0);
+
+    let io = TokioIo::new(rig.connect());
+    let (mut sender, connection) = hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let request = Request::get("http://a.test/peer").body(Empty::<Bytes>::new()).unwrap();
+    let answer = sender.send_request(request).await.unwrap().into_body().collect().await.unwrap().to_bytes();
+    assert_eq!(answer, "not encrypted");
+    assert_eq!(rig.served(), 0);
+    assert_eq!(rig.errors(), [""; 0]);
+
+    let begun = Instant::now();
+    let mut silent = rig.connect();
+    silent.write_all(b"G").await.unwrap();
+    read_to_close(&mut silent).await;
+    assert!(begun.elapsed() <= HEADER + TICK, "closed after {:?}", begun.elapsed());
+    assert_eq!(rig.errors(), ["header_timeout=1"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handshake_that_comes_byte_by_byte_is_one() {
+    let mut authority = Authority::new();
+    let rig = Rig::new(Some(tls(vec![authority.issue("a", &["a.test"])])));
+    let config = Arc::new(authority.client(&rustls::version::TLS13, &[]));
+    let name = ServerName::try_from("a.test").unwrap();
+    let (client, relay) = tokio::io::duplex(64 * 1024);
+    let (mut from_client, mut to_client) = tokio::io::split(relay);
+    let (mut from_rig, mut to_rig) = tokio::io::split(rig.connect());
+    tokio::spawn(async move { tokio::io::copy(&mut from_rig, &mut to_client).await });
+    tokio::spawn(async move {
+        while let Ok(byte) = from_client.read_u8().await {
+            to_rig.write_all(&[byte]).await.unwrap();
+            // read before the next one comes
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    TlsConnector::from(config).connect(name, client).await.unwrap();
     assert_eq!(rig.errors(), [""; 0]);
 }
 

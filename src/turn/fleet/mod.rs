@@ -136,6 +136,7 @@ impl Fleet {
             Some(Claim::New) => Whose::Ours,
             Some(Claim::Taken(found)) => match Note::decode(&found.note) {
                 Some(theirs) if theirs.message != note.message => return Err(Error::KeyReused),
+                // the same message, or one that a gateway of another version has noted: it is that one's to say
                 _ => Whose::Theirs(found.turn),
             },
             None => Whose::Unknown,
