@@ -4,10 +4,13 @@
 //! then on only what its readers have not read is kept, and the replica is read no faster than the slowest of them.
 
 mod kept;
+mod reading;
+mod telling;
+mod writing;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll, Waker};
+use std::task::Waker;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
@@ -18,14 +21,12 @@ use crate::error::Error;
 use crate::telemetry::record::Exchange;
 pub(super) use kept::{KeptAnswer, Packed, Said};
 use kept::{KeptHead, Pieces, SaidHead};
+pub(super) use reading::Left;
+pub(super) use telling::News;
 
-/// Bytes a reader may be behind once the log is over its bound.
-const MOST_BEHIND: u64 = 64 * 1024;
 /// Bytes of the first buffer pieces are written to; each next one is twice as large, up to [`LARGEST_BUFFER`].
 const FIRST_BUFFER: usize = 512;
 const LARGEST_BUFFER: usize = 32 * 1024;
-/// Bytes that are told to other gateways at once, about.
-const TOLD_AT_ONCE: usize = 256 * 1024;
 
 /// The head of the answer, as every follower gets it.
 #[derive(Clone)]
@@ -70,14 +71,6 @@ pub(super) enum Ending {
         /// Other gateways are told of it from the log, its head, too.
         is_known_to_all: bool,
     },
-}
-
-/// What the last word of a reader says.
-pub(super) struct Left {
-    /// Nobody follows a turn any more that is in Letta's hands.
-    pub is_detached: bool,
-    /// Where the turn is packed, if it is, and whether somebody has all of it.
-    pub packed: Option<(Number, bool)>,
 }
 
 /// How far the turn is.
@@ -128,16 +121,6 @@ struct State {
     engine: Option<Waker>,
     /// Who tells other gateways of it, if that one waits for more.
     teller: Option<Waker>,
-}
-
-/// What has come to a log since it was last asked.
-pub(super) enum News {
-    /// The next pieces, the head in front of the first one.
-    Pieces(Option<Head>, Vec<Bytes>),
-    /// The next piece is not kept any more.
-    Trimmed,
-    /// There are no more, and there will not be.
-    Over,
 }
 
 struct Reader {
@@ -381,283 +364,5 @@ impl Log {
     /// Bytes that are kept whole at most.
     pub(super) fn max(&self) -> usize {
         usize::try_from(self.max).unwrap_or(usize::MAX)
-    }
-
-    // --- the engine's side ---
-
-    /// `length`: the answer's, if it is known.
-    pub(super) fn begin(&self, head: Head, length: Option<u64>) {
-        let mut state = self.lock_with_head();
-        state.head = Some(KeptHead::of(&head));
-        state.fresh = (!state.is_left()).then(|| Box::new(head));
-        state.told_at = length;
-        state.wake_readers();
-    }
-
-    pub(super) fn append(&self, data: &[u8]) {
-        let mut state = self.lock();
-        let piece = state.written(data);
-        state.bytes += data.len() as u64;
-        state.pieces.push(piece);
-        if state.bytes > self.max {
-            state.is_whole = false;
-            state.trim();
-        }
-        state.wake_readers();
-    }
-
-    /// The whole answer at once. `is_known_to_all`: other gateways are told of it, so its head is asked for again.
-    pub(super) fn fill(&self, answer: Whole, is_known_to_all: bool) {
-        let mut state = self.lock_with_head();
-        state.fill(answer, is_known_to_all, self.max);
-        state.wake_readers();
-    }
-
-    pub(super) fn end(&self, ended: Ended) {
-        let mut state = self.lock_with_head();
-        state.end(ended);
-    }
-
-    /// What comes now adds nothing: the stream has said how it ends.
-    pub(super) fn tell_end(&self) {
-        let mut state = self.lock();
-        let bytes = state.bytes;
-        state.told_at.get_or_insert(bytes);
-    }
-
-    /// Nothing of it is for giving again.
-    pub(super) fn keep_nothing(&self) {
-        let mut state = self.lock();
-        state.is_whole = false;
-        state.trim();
-        state.let_head_go();
-    }
-
-    /// Ready when more may be appended.
-    pub(super) async fn has_room(&self) {
-        self.until(|state| {
-            state.is_whole || state.readers.iter().flatten().all(|reader| state.bytes - reader.read <= MOST_BEHIND)
-        })
-        .await;
-    }
-
-    /// Ready when nobody follows that might want more of it.
-    pub(super) async fn all_left(&self) {
-        self.until(|state| state.is_abandoned()).await;
-    }
-
-    /// The same for a turn that ends with its last follower: who would enter from then on begins another.
-    pub(super) async fn given_up(&self) {
-        self.until(|state| {
-            state.is_given_up |= state.is_abandoned();
-            state.is_given_up
-        })
-        .await;
-    }
-
-    async fn until(&self, is_so: impl Fn(&mut State) -> bool) {
-        std::future::poll_fn(|cx| {
-            let mut state = self.lock();
-            if is_so(&mut state) {
-                return Poll::Ready(());
-            }
-            state.engine = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    // --- for those who tell other gateways of it ---
-
-    /// What comes after the first `told` pieces, the head counted as one.
-    pub(super) async fn news(&self, told: u64) -> News {
-        std::future::poll_fn(|cx| {
-            let mut state = self.lock();
-            let told = usize::try_from(told).unwrap_or(usize::MAX);
-            let head = state.head.as_ref().filter(|_| told == 0).map(KeptHead::head);
-            let at = told.saturating_sub(1);
-            if let Some(at) = at.checked_sub(state.first) {
-                let mut bytes = 0;
-                let is_within = |piece: &&Bytes| {
-                    let is_first = bytes == 0;
-                    bytes += piece.len();
-                    is_first || bytes <= TOLD_AT_ONCE
-                };
-                let has_head = told > 0 || head.is_some();
-                let pieces: Vec<Bytes> =
-                    state.pieces.iter().skip(at).take_while(is_within).filter(|_| has_head).cloned().collect();
-                if head.is_some() || !pieces.is_empty() {
-                    return Poll::Ready(News::Pieces(head, pieces));
-                }
-            } else {
-                return Poll::Ready(News::Trimmed);
-            }
-            if state.ended.is_some() {
-                return Poll::Ready(News::Over);
-            }
-            state.teller = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await
-    }
-
-    /// Ready when there will be no more.
-    pub(super) async fn over(&self) {
-        std::future::poll_fn(|cx| {
-            let mut state = self.lock();
-            if state.ended.is_some() {
-                return Poll::Ready(());
-            }
-            state.teller = Some(cx.waker().clone());
-            Poll::Pending
-        })
-        .await;
-    }
-
-    /// What `tell` makes of its end; `None` before that.
-    pub(super) fn ended<T>(&self, tell: impl FnOnce(&Ended) -> Option<T>) -> Option<T> {
-        self.lock().ended.as_ref().and_then(tell)
-    }
-
-    // --- the followers' side ---
-
-    /// A reader from the first piece on; `None` if that is not there any more.
-    pub(super) fn enter(&self) -> Option<usize> {
-        self.enter_as(false)
-    }
-
-    /// The reader whose task works on the turn.
-    pub(super) fn enter_driving(&self) -> Option<usize> {
-        self.enter_as(true)
-    }
-
-    /// The turn has a task of its own now.
-    pub(super) fn is_driven_no_more(&self) {
-        self.lock().readers.iter_mut().flatten().for_each(|reader| reader.drives = false);
-    }
-
-    fn enter_as(&self, drives: bool) -> Option<usize> {
-        let mut state = self.lock();
-        if !state.is_whole || state.is_given_up {
-            return None;
-        }
-        let reader = Some(Reader { next: 0, read: 0, drives, waker: None });
-        if let Some(place) = state.readers.iter().position(Option::is_none) {
-            if let Some(free) = state.readers.get_mut(place) {
-                *free = reader;
-            }
-            return Some(place);
-        }
-        state.readers.push(reader);
-        Some(state.readers.len() - 1)
-    }
-
-    pub(super) fn leave(&self, place: usize) -> Left {
-        let mut state = self.lock();
-        let left = state.readers.get_mut(place).and_then(Option::take);
-        let is_over = state.ended.is_some();
-        if left.is_some_and(|reader| state.is_told(&reader) || is_over && reader.read == state.bytes) {
-            state.is_delivered = true;
-        }
-        state.trim();
-        state.let_head_go();
-        state.wake_engine();
-        Left {
-            is_detached: state.phase == Phase::Sent && state.is_abandoned(),
-            packed: state.number.map(|number| (number, state.is_delivered)),
-        }
-    }
-
-    /// Nobody follows it, and nobody has got all of it.
-    pub(super) fn is_abandoned(&self) -> bool {
-        self.lock().is_abandoned()
-    }
-
-    /// It ends without having been sent.
-    pub(super) fn is_given_up(&self) -> bool {
-        self.lock().is_given_up
-    }
-
-    pub(super) fn has_head(&self) -> bool {
-        self.has_head.load(Ordering::Acquire)
-    }
-
-    /// Whoever has read so far has lost nothing by leaving.
-    pub(super) fn is_told(&self, place: usize) -> bool {
-        let state = self.lock();
-        let reader = state.readers.get(place).and_then(Option::as_ref);
-        reader.is_some_and(|reader| state.is_told(reader))
-    }
-
-    /// The status of the head, if there is one.
-    pub(super) fn status(&self) -> Option<StatusCode> {
-        let state = self.lock();
-        state.fresh.as_ref().map(|head| head.status).or(state.head.as_ref().map(|head| head.status))
-    }
-
-    /// To be asked once by each reader: who is the last takes the head as it came.
-    pub(super) fn poll_head(&self, place: usize, cx: &Context<'_>) -> Poll<Result<Head, Error>> {
-        let mut state = self.lock();
-        if let Some(fresh) = state.fresh.take() {
-            let is_last = state.number.is_some() && state.followers() <= 1;
-            if state.head.is_none() && !is_last {
-                state.head = Some(KeptHead::of(&fresh));
-            }
-            return Poll::Ready(Ok(*fresh));
-        }
-        match state.head() {
-            Some(head) => Poll::Ready(head),
-            None => {
-                register(&mut state, place, cx);
-                Poll::Pending
-            }
-        }
-    }
-
-    pub(super) fn poll_piece(&self, place: usize, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let Some(reader) = state.readers.get_mut(place).and_then(Option::as_mut) else { return Poll::Ready(None) };
-        let piece = reader.next.checked_sub(state.first).and_then(|at| state.pieces.get(at)).cloned();
-        if let Some(piece) = piece {
-            reader.next += 1;
-            reader.read += piece.len() as u64;
-            if !state.is_whole {
-                state.trim();
-                state.wake_engine();
-            }
-            return Poll::Ready(Some(Ok(piece)));
-        }
-        match &state.ended {
-            Some(Ended::Whole) => Poll::Ready(None),
-            Some(Ended::Failed(error)) => Poll::Ready(Some(Err(error.again()))),
-            Some(Ended::Told(error)) => Poll::Ready(Some(Err(Error::StreamBroken(Box::new(error.again()))))),
-            None => {
-                register(state, place, cx);
-                Poll::Pending
-            }
-        }
-    }
-
-    /// The whole answer in one piece, if it is over and there is no more than that.
-    pub(super) fn whole(&self, place: usize) -> Option<Bytes> {
-        let mut state = self.lock();
-        let state = &mut *state;
-        let reader = state.readers.get_mut(place).and_then(Option::as_mut)?;
-        if !matches!(state.ended, Some(Ended::Whole)) || state.first != 0 || state.pieces.get(1).is_some() {
-            return None;
-        }
-        let whole = state.pieces.get(0).cloned();
-        (reader.next, reader.read) = (usize::from(whole.is_some()), state.bytes);
-        Some(whole.unwrap_or_default())
-    }
-}
-
-fn register(state: &mut State, place: usize, cx: &Context<'_>) {
-    if let Some(Some(reader)) = state.readers.get_mut(place) {
-        match &mut reader.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
     }
 }
