@@ -70,9 +70,9 @@ struct Patience {
 
 /// What came of an exchange with Letta.
 enum Exchanged {
-    /// The whole answer, if it is no conflict.
+    /// The whole answer.
     Answered(Answered),
-    /// What has begun with this head. Boxed: most answers are whole.
+    /// A conflict, which is to be looked into, or an answer that comes in parts. Boxed: most are whole.
     Begun(Box<Response>),
 }
 
