@@ -2,8 +2,9 @@
 //! beside it.
 //!
 //! hyper's own per-protocol connections are driven, never its `auto` one, which waits for half a preface for ever.
-//! The protocol is what ALPN says or, where the client speaks no TLS, what the first bytes say. A connection ends by itself, by its
-//! watchdog, by drain (once its requests are over) or by abort (at once); dropping it cancels every request on it.
+//! The protocol is what ALPN says or, where the client speaks no TLS, what the first bytes say. A connection ends by
+//! itself, by its watchdog, by drain (once its requests are over) or by abort (at once); dropping it cancels every
+//! request on it.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -68,9 +69,9 @@ impl<S: Service> Connection<S> {
                 Err(_) => return Err(Reason::Preface),
             },
         };
+        let peer = Peer { address, tls: wire.is_encrypted() };
         let io = TokioIo::new(wire);
         let watchdog = Watchdog::new(protocol, &shape.limits, Instant::now());
-        let peer = Peer { address, tls: shape.tls.is_some() && unwanted.is_none() };
         match protocol {
             Protocol::Http1 => {
                 let service = answering(service, peer, Arc::clone(&progress), None, unwanted);
@@ -132,6 +133,7 @@ async fn open<T: AsyncRead + AsyncWrite + Unpin>(
     Ok(Opened::new(Wire::new(Transport::Tls(Box::new(stream)), Arc::clone(progress)), protocol, None))
 }
 
+/// Which protocol a client speaks that speaks no TLS.
 async fn open_plain<T: AsyncRead + AsyncWrite + Unpin>(
     socket: Socket<T>,
     progress: &Arc<Progress>,

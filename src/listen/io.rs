@@ -188,6 +188,10 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Wire<T> {
         }
     }
 
+    pub(super) fn is_encrypted(&self) -> bool {
+        matches!(self.transport, Transport::Tls(_))
+    }
+
     /// Follows the client's HTTP/2 frames from now on.
     pub(super) fn following_frames(mut self) -> Self {
         self.frames = Some(Frames::new());
