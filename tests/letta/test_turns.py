@@ -59,7 +59,7 @@ def test_a_stream_that_waits_is_kept_alive_and_told_its_place(connect, start_gat
     assert "echo: second" in said + "".join(parts)
 
 
-@pytest.mark.parametrize("policy, status", [("cancel", "cancelled"), ("detach", "completed")])
+@pytest.mark.parametrize("policy, status", [("cancel", "cancelled"), ("detach", "completed"), ("drain", "completed")])
 def test_what_becomes_of_a_run_whose_client_leaves_is_the_operators_choice(
     connect, start_gateway, agent, letta, direct, policy, status
 ):
@@ -69,7 +69,7 @@ def test_what_becomes_of_a_run_whose_client_leaves_is_the_operators_choice(
     stream = client.call(SEND, agent.id, messages=user(held), streaming=True, stream_tokens=True)
     run = stream.until("assistant_message")["run_id"]
     stream.close()
-    if policy == "detach":
+    if policy != "cancel":
         wait_until(lambda: gateway.metric("turns_detached_total") == 1, "nobody follows the turn", 20)
         letta.model.release(agent.id)
 
@@ -79,4 +79,8 @@ def test_what_becomes_of_a_run_whose_client_leaves_is_the_operators_choice(
     wait_until(is_over, "the run is over", 20)
     assert direct.call("runs.retrieve", run).value["status"] == status
     letta.model.release(agent.id)
+    wait_until(lambda: gateway.metric("turns_running") == 0, "the turn is over", 20)
+    if policy != "cancel":
+        # Read to its end by the gateway: what the run cost is known.
+        assert gateway.metric('turn_tokens_total{kind="completion"}') > 0
     assert len(letta.model.calls(agent.id)) == 1
